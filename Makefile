@@ -1,0 +1,46 @@
+# `make run`, `make test` and `make dev` set everything up by themselves: python3 and make suffice.
+PYTHON ?= python3
+BIN := .venv/bin
+export DAGSTER_HOME ?= $(CURDIR)/.mlops/dagster
+export DAGSTER_DISABLE_TELEMETRY ?= yes
+
+.PHONY: help setup run test test-browser dev check lock clean
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is %d.%d. Name another one: make PYTHON=python3.12 …" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.mlops/dagster/dagster.yaml:
+	@mkdir -p $(@D) && ln -s ../../dagster.yaml $@
+
+setup: .venv/installed  ## the virtual environment with the locked packages
+
+run: setup .mlops/dagster/dagster.yaml  ## materialise the iris and churn pipelines
+	$(BIN)/mlops run
+
+test: setup  ## the tests that need nothing but Python
+	$(BIN)/pytest -m "not browser"
+
+test-browser: setup  ## the tests that drive the UI; they need Chromium
+	$(BIN)/pytest -m browser
+
+dev: setup .mlops/dagster/dagster.yaml  ## the Dagster UI on http://localhost:3000
+	$(BIN)/dagster dev --workspace workspace.yaml
+
+check: setup  ## lint, format, types, import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+lock: setup  ## pin the newest allowed packages in requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --no-strip-extras --generate-hashes --python-version 3.11 \
+		--extra dev --upgrade --output-file requirements.lock pyproject.toml
+
+clean:  ## remove the virtual environment and everything that the project stored in the checkout
+	rm -rf .venv .mlops
