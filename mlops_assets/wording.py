@@ -1,0 +1,21 @@
+"""Words that messages about mistakes have in common. No rule of any field belongs here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_LONGEST = 80
+
+
+def shown(value: object) -> str:
+    """Return the value in quotes, on one line and cut where it gets too long."""
+    text = str(value)
+    return repr(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the most similar of the known names, or nothing."""
+    by_lower_case = {other.lower(): other for other in known}
+    matches = get_close_matches(name[:_LONGEST].lower(), by_lower_case, n=1)
+    return f" (did you mean '{by_lower_case[matches[0]]}'?)" if matches else ""

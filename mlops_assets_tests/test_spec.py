@@ -1,0 +1,268 @@
+"""The rules of a pipeline's fields, for specs made in Python."""
+
+import datetime
+import json
+import math
+from copy import deepcopy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mlops_assets.spec import Gate, PipelineSpec
+
+CHURN = {
+    "name": "churn",
+    "data": {"uri": "churn.csv", "target": "churn"},
+    "model": {"estimator": "sklearn.linear_model.LogisticRegression"},
+}
+PRICES = {
+    "name": "prices",
+    "data": {"uri": "prices.parquet", "target": "price"},
+    "model": {"estimator": "sklearn.linear_model.Ridge"},
+}
+LINEAR_SVC = {"model.estimator": "sklearn.svm.LinearSVC"}
+
+
+def with_fields(base, fields):
+    """A pipeline's fields with some replaced, named by dotted path."""
+    changed = deepcopy(base)
+    for path, value in fields.items():
+        *parents, last = path.split(".")
+        part = changed
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[last] = value
+    return changed
+
+
+def make(base=CHURN, **fields):
+    """A spec with some fields replaced; `__` stands for the dot."""
+    return PipelineSpec(
+        **with_fields(base, {name.replace("__", "."): value for name, value in fields.items()})
+    )
+
+
+def mistakes(base, fields):
+    """What is said of a spec, by dotted place."""
+    with pytest.raises(ValidationError) as caught:
+        PipelineSpec(**with_fields(base, fields))
+    return {".".join(map(str, e["loc"])): e["msg"] for e in caught.value.errors()}
+
+
+def test_everything_but_data_and_estimator_has_a_default():
+    spec = make()
+    assert spec.split.test_size == 0.2
+    assert spec.retries.delay == 5.0
+    assert spec.model.known_task == "classification"
+
+
+def test_a_spec_survives_a_round_trip_through_its_fields():
+    spec = make(
+        data__checks={"between": {"a": (0, math.inf)}}, split__by_time="day", retries__delay="2m"
+    )
+    assert PipelineSpec(**spec.model_dump()) == spec
+
+
+def test_numbers_that_json_lacks_stay_apart_in_json():
+    def as_json(value):
+        return make(model__params={"class_weight": value}).model_dump_json()
+
+    assert len({as_json(v) for v in (None, math.nan, math.inf, -math.inf)}) == 4
+    assert json.loads(as_json(math.inf))
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "why"),
+    [
+        ({"name": "Churn"}, "name", "lower-case letters"),
+        ({"name": ""}, "name", "beginning with a letter"),
+        ({"name": "a" * 61}, "name", "up to 60"),
+        ({"name": "churn\n"}, "name", "cannot name a pipeline"),
+        ({"data.target": ""}, "data.target", "at least 1 character"),
+        ({"data.drop": ["id", "churn"]}, "data.drop.1", "'churn' is the target"),
+        ({"data.checks": {"between": {"a": [2, 1]}}}, "data.checks.between.a", "2.0 is above"),
+        ({"data.checks": {"between": {"a": [math.nan, 1]}}}, "data.checks.between.a", "above"),
+        ({"data.checks": {"between": {"a": [1]}}}, "data.checks.between.a", "[lowest, highest]"),
+        ({"split.test_size": "0.2"}, "split.test_size", "valid number"),
+        ({"split.test_size": math.nan}, "split.test_size", "finite"),
+        ({"split.seed": True}, "split.seed", "valid integer"),
+        ({"split.by_time": "a", "split.group": "b"}, "split.group", "exclude each other"),
+        ({"split.by_time": "churn"}, "split.by_time", "'churn' is the target"),
+        ({"split.group": "churn"}, "split.group", "'churn' is the target"),
+        ({"model.estimator": "os.system"}, "model.estimator", "a part of Python itself"),
+        ({"model.task": "regression"}, "model.estimator", "is for classification, but model.task"),
+        ({"model.params": {"max_itr": 1}}, "model.params.max_itr", "did you mean 'max_iter'?"),
+        ({"model.params": {"C": {1, 2}}}, "model.params.C", "not set"),
+        ({"model.params": {"C": [1, {"a": object()}]}}, "model.params.C.1.a", "not object"),
+        ({"model.params": {"C": datetime.date.min}}, "model.params.C", "not date"),
+        ({"model.params": {"C": {(): 1}}}, "model.params.C.[key]", "not tuple"),
+        ({"model.features": "json:loads"}, "model.features", "json is a library"),
+        ({"model.compute": {"memory": "2 GB"}}, "model.compute.memory", "like 512Mi or 2Gi"),
+        ({"model.compute": {"cpu": math.inf}}, "model.compute.cpu", "finite"),
+        ({"evaluate.metrics": ["auc"]}, "evaluate.metrics.0", "'auc' is not a metric"),
+        ({"evaluate.metrics": ["roc_auc", "r2"]}, "evaluate.metrics.1", "measures regression"),
+        ({"evaluate.gates": {"r2": ">= 0.5"}}, "evaluate.gates.r2", "measures regression"),
+        ({"promote.by": "r2"}, "promote.by", "measures regression"),
+        ({"promote.by": "rocauc"}, "promote.by", "did you mean 'roc_auc'?"),
+        ({"score": {"uri": "in/*.csv"}}, "score.uri", "must contain {date}"),
+        ({"score": {"uri": "{date}/{date}.csv"}}, "score.uri", "must contain {date}, once"),
+        ({"score": {"uri": "{day}/{date}.csv"}}, "score.uri", "must contain {date}, once"),
+        ({"score": {"uri": "{date}"}}, "score.uri", "must end with"),
+        ({"score": {"uri": "sklearn://{date}"}}, "score.uri", "fixed data set"),
+        ({"score": {"uri": "{date}.csv", "schedule": "x"}}, "score.schedule", "five fields"),
+        ({"train.schedule": "* * * *"}, "train.schedule", "five fields"),
+        ({"train.timezone": "Europe/Pariss"}, "train.timezone", "did you mean 'Europe/Paris'?"),
+        ({"train.timezone": "../../etc/passwd"}, "train.timezone", "is not a time zone"),
+        ({"train.timezone": "Europe"}, "train.timezone", "is not a time zone"),
+        ({"train.timezone": ""}, "train.timezone", "is not a time zone"),
+        ({"train.timezone": "a\0"}, "train.timezone", "is not a time zone"),
+        ({"retries.delay": "5"}, "retries.delay", "is not a duration"),
+        ({"retries.delay": "-5s"}, "retries.delay", "is not a duration"),
+        ({"retries.delay": "5d"}, "retries.delay", "is not a duration"),
+        ({"retries.delay": -1}, "retries.delay", "greater than or equal to 0"),
+        ({"retries.delay": "25h"}, "retries.delay", "less than or equal to 86400"),
+        ({"retries.max": 101}, "retries.max", "less than or equal to 100"),
+        ({"owners": ["team:ml", "bob"]}, "owners.1", "'bob' is not an owner"),
+        ({"owners": ["team:"]}, "owners.0", "allowed are an e-mail address and team:NAME"),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_refused_at_its_place(fields, place, why):
+    assert why in mistakes(CHURN, fields)[place]
+
+
+@pytest.mark.parametrize(
+    ("base", "fields", "place", "why"),
+    [
+        (PRICES, {"data.positive_class": "Yes"}, "model.estimator", "remove data.positive_class"),
+        (PRICES, {"evaluate.metrics": ["roc_auc"]}, "evaluate.metrics.0", "this is regression"),
+        (
+            CHURN,
+            {"data.positive_class": "Yes", "promote.by": "top_k_accuracy"},
+            "promote.by",
+            "measures multiclass models, and this is binary",
+        ),
+        (
+            CHURN,
+            {**LINEAR_SVC, "evaluate.metrics": ["neg_log_loss"]},
+            "evaluate.metrics.0",
+            "needs predict_proba, which sklearn.svm.LinearSVC does not have",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(base, fields, place, why):
+    assert why in mistakes(base, fields)[place]
+
+
+def test_all_mistakes_of_a_spec_are_found_at_once():
+    fields = {
+        "data.target": 1,
+        "split.group": "a",
+        "split.by_time": "b",
+        "model.params": {"a": 1, "b": 2},
+        "model.compute": {"gpu": -1},
+        "evaluate.gates": {"accuracy": "= 1", "acc": "> 1"},
+        "owners": ["a", "b"],
+        "surplus": 1,
+    }
+    assert len(mistakes(CHURN, fields)) == 10
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "a.csv",
+        "../data/*.CSV",
+        "/data/**/part-?.jsonl.gz",
+        "s3://bucket/a b/*.parquet",
+        "gs://b/x.jsonl",
+        "https://example.org/data.csv?raw=1&x=y",
+        "file:///tmp/x.csv.gz",
+        "hdfs://node/x.parquet",
+        *(f"sklearn://{name}" for name in ("iris", "wine", "breast_cancer", "diabetes", "digits")),
+    ],
+)
+def test_a_source_that_can_be_read_is_accepted(uri):
+    assert make(data__uri=uri).data.uri == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("", "must end with one of .csv, .csv.gz"),
+        ("folder", "must end with"),
+        ("model.pkl", "must end with"),
+        ("s3://bucket/prefix/", "must end with"),
+        ("s33://bucket/a.csv", "'s33://' is not a known kind of address (did you mean 's3'?)"),
+        ("://a.csv", "is not a known kind of address"),
+        ("sklearn://irish", "no data set 'irish' (did you mean 'iris'?)"),
+        ("sklearn://linnerud", "no data set 'linnerud'"),
+        ("a\0.csv", "invisible characters"),
+        ("a.csv\n", "invisible characters"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_refused(uri, why):
+    assert why in mistakes(CHURN, {"data.uri": uri})["data.uri"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("5s", 5), ("1.5 m", 90), ("1h", 3600), (7, 7), (0.5, 0.5)],
+)
+def test_a_duration_is_read_as_seconds(text, seconds):
+    assert make(retries__delay=text).retries.delay == seconds
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "passes"),
+    [
+        (">= 0.80", 0.8, True),
+        ("> 0.80", 0.8, False),
+        ("<=-1e-3", -0.001, True),
+        (" < .5 ", 0.5, False),
+        (">= 0", math.nan, False),
+        ("<= 0", math.nan, False),
+    ],
+)
+def test_a_gate_compares_a_metric_with_its_threshold(condition, value, passes):
+    assert Gate.parse("accuracy", condition).passes(value) is passes
+
+
+@given(
+    st.sampled_from([">=", ">", "<=", "<"]),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_a_gate_reads_as_it_was_written(operator, threshold):
+    gate = Gate.parse("r2", f"{operator} {threshold}")
+    assert gate == Gate("r2", operator, threshold)
+    assert Gate.parse("r2", str(gate).removeprefix("r2")) == gate
+
+
+@pytest.mark.parametrize(
+    "condition", ["", "0.8", "= 0.8", "== 0.8", ">= x", ">= nan", ">= inf", ">= 1e999", "≥ 1", 0.8]
+)
+def test_a_condition_that_is_none_is_refused(condition):
+    why = mistakes(CHURN, {"evaluate.gates": {"accuracy": condition}})["evaluate.gates.accuracy"]
+    assert 'such as ">= 0.80"' in why
+
+
+def test_the_metrics_are_those_listed_and_those_that_decide():
+    spec = make(
+        evaluate={"metrics": ["accuracy", "f1_macro"], "gates": {"roc_auc": ">= 0.8"}},
+        promote__by="recall_macro",
+    )
+    assert spec.metrics_for("binary") == ["recall_macro", "accuracy", "f1_macro", "roc_auc"]
+    assert [str(gate) for gate in spec.evaluate.conditions] == ["roc_auc >= 0.8"]
+
+
+def test_the_default_metrics_suit_the_problem_and_the_estimator():
+    assert make().metrics_for("binary")[0] == "roc_auc"
+    assert make().metrics_for("multiclass")[0] == "accuracy"
+    assert make(PRICES).metrics_for("regression")[0] == "r2"
+
+
+def test_the_same_spec_is_equal_and_cannot_be_changed():
+    assert make() == make()
+    with pytest.raises(ValidationError, match="frozen"):
+        make().name = "other"
