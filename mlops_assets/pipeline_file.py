@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -79,6 +80,9 @@ class Pipelines(NamedTuple):
 def load_pipeline(path: Path) -> PipelineSpec:
     """Read one pipeline file.
 
+    Modules beside it can be imported from then on, so that `model.features` and `model.estimator`
+    can name code of the pipeline's author.
+
     Parameters
     ----------
     path
@@ -93,7 +97,9 @@ def load_pipeline(path: Path) -> PipelineSpec:
         document = _Document(_read(path))
     except _Mistake as mistake:
         raise PipelineFileError([Problem(path, mistake.place, mistake.why)]) from None
-    from_path = {"name": path.stem, "folder": Path(os.path.abspath(path)).parent}
+    folder = Path(os.path.abspath(path)).parent
+    _make_importable(folder)
+    from_path = {"name": path.stem, "folder": folder}
     fields = {key: value for key, value in document.fields.items() if key not in _FROM_PATH}
     problems = [Problem(path, *mistake) for mistake in document.mistakes]
     problems += [
@@ -145,6 +151,12 @@ def json_schema() -> dict[str, Any]:
 
 
 # --- files --------------------------------------------------------------------------------------
+
+
+def _make_importable(folder: Path) -> None:
+    """Put a folder last on the import path, where its modules hide no others."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _pipeline_files(location: str | Path) -> list[Path]:

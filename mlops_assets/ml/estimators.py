@@ -1,0 +1,99 @@
+"""Making the estimator that a pipeline file names, and telling what kind of estimator it is.
+
+The only place that imports code by the name a user wrote; what the class refuses becomes a
+`ModelError` in the terms of the pipeline file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from mlops_assets.errors import ModelError
+from mlops_assets.spec import ModelSpec, Task
+
+# splits at thresholds, so that neither the scale of a number nor the order of codes matters
+_TREE_MODULES = ("sklearn.tree.", "sklearn.ensemble.", "xgboost.", "lightgbm.", "catboost.")
+
+
+def build_estimator(model: ModelSpec, seed: int) -> Any:
+    """Make the unfitted estimator of a pipeline file.
+
+    Parameters
+    ----------
+    model
+        Names the class and its parameters.
+    seed
+        Becomes `random_state` if the class has this parameter and the file does not set it.
+
+    Raises
+    ------
+    ModelError
+        The class cannot be imported, or refuses its parameters.
+    """
+    estimator = import_name(model.estimator, "model.estimator")
+    params = dict(model.params)
+    if "random_state" in inspect.signature(estimator).parameters:
+        params.setdefault("random_state", seed)
+    with refusals_explained(model):
+        return estimator(**params)
+
+
+def import_name(dotted: str, field: str) -> Any:
+    """Import what a field of the pipeline file names as ``module.name``.
+
+    Raises
+    ------
+    ModelError
+        There is no such module, or no such name in it.
+    """
+    module, _, name = dotted.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(f"{field}: {dotted} cannot be imported: {error}") from error
+
+
+@contextmanager
+def refusals_explained(model: ModelSpec) -> Iterator[None]:
+    """Say which field of the pipeline file to change when the estimator refuses its input."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError) as error:
+        message = " ".join(str(error).split())[:500]
+        named = re.search(r"[Tt]he '(\w+)' parameter of|argument '(\w+)'", message)
+        param = next(filter(None, named.groups()), None) if named else None
+        field = "model.estimator" if param is None else f"model.params.{param}"
+        raise ModelError(f"{field}: {model.estimator} refused: {message}") from error
+
+
+def estimator_task(model: ModelSpec, estimator: Any) -> Task | None:
+    """Tell what the estimator is made for; None if it does not say.
+
+    Raises
+    ------
+    ModelError
+        It depends on another estimator that it was not given.
+    """
+    from sklearn.base import is_classifier, is_regressor
+    from sklearn.utils import get_tags
+
+    try:
+        get_tags(estimator)
+    except AttributeError as error:
+        raise ModelError(
+            f"model.estimator: {model.estimator} is made from another estimator, which a pipeline "
+            "file cannot hold; choose one that stands alone"
+        ) from error
+    if is_classifier(estimator):
+        return "classification"
+    return "regression" if is_regressor(estimator) else None
+
+
+def is_tree_based(estimator: Any) -> bool:
+    """Whether the estimator is a decision tree or an ensemble of them."""
+    return any(f"{cls.__module__}.".startswith(_TREE_MODULES) for cls in type(estimator).__mro__)

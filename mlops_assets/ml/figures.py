@@ -1,0 +1,170 @@
+"""Drawing an evaluation as PNG images, from its dict alone.
+
+Only matplotlib's object interface: pyplot keeps global state and may want a display. The same
+evaluation gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BLUE = "#2f6db5"
+_GREY = "#8a8f98"
+_CLASS_COLORS = (
+    "#2f6db5", "#d1652f", "#3a8f5b", "#b03a5b", "#7a5bb0",
+    "#a0802c", "#2f9aa0", "#6b6f76", "#d08fb5", "#8fae3c",
+)  # fmt: skip
+_COLORS = 48
+_MOST_COLUMNS = 20
+_LONGEST_NAME = 24
+
+
+def figures(evaluation: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw an evaluation.
+
+    Parameters
+    ----------
+    evaluation
+        What `evaluate` returned.
+
+    Returns
+    -------
+    dict
+        Name -> PNG. Always ``feature_importance``; of a classification ``confusion_matrix`` and, if
+        the estimator ranks rows, ``roc``, ``precision_recall`` and (given probabilities)
+        ``calibration``; of a regression ``predicted_vs_actual`` and ``residuals``.
+    """
+    drawings: dict[str, Callable[[Axes, Mapping[str, Any]], None]] = {
+        "feature_importance": _draw_importance
+    }
+    if evaluation["task"] == "regression":
+        drawings |= {"predicted_vs_actual": _draw_predictions, "residuals": _draw_residuals}
+    else:
+        curves = {"roc": _draw_roc, "precision_recall": _draw_recall, "calibration": _draw_shares}
+        drawings["confusion_matrix"] = _draw_confusion
+        drawings |= {name: draw for name, draw in curves.items() if evaluation[name]}
+    return {name: _png(draw, evaluation) for name, draw in drawings.items()}
+
+
+def _png(draw: Callable[[Axes, Mapping[str, Any]], None], evaluation: Mapping[str, Any]) -> bytes:
+    import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    # names of columns and classes may hold a $, which is no formula
+    with rc_context({"text.parse_math": False, "font.size": 9, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(6, 4.5), dpi=100, layout="constrained")
+        canvas: Any = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes, evaluation)
+        canvas.draw()
+    file = io.BytesIO()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # few colours, a third of the bytes
+    picture.quantize(_COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _draw_confusion(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    counts = np.asarray(evaluation["confusion_matrix"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    blues = LinearSegmentedColormap.from_list("blues", ["#f5f7fa", _BLUE])
+    axes.imshow(shares, cmap=blues, vmin=0, vmax=1)
+    names = [_shortened(label) for label in evaluation["classes"]]
+    axes.set_xticks(range(len(names)), names, rotation=0 if len("".join(names)) < 30 else 90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="actual", title="Confusion matrix (shade: share of row)")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if len(names) > 20:
+        return
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.55 else "#1c2733"
+        size = 12 if len(names) <= 5 else 9 if len(names) <= 10 else 6
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=size)
+
+
+def _draw_roc(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
+    _draw_curves(axes, evaluation["roc"])
+    axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+
+
+def _draw_recall(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    _draw_curves(axes, evaluation["precision_recall"])
+    axes.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+
+
+def _draw_shares(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
+    _draw_curves(axes, evaluation["calibration"], marker="o", markersize=4)
+    axes.set(title="Calibration", xlabel="predicted probability", ylabel="actual share")
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], **style: Any) -> None:
+    for curve, color in zip(curves, _CLASS_COLORS, strict=False):
+        label = _shortened(curve["class"])
+        axes.plot(curve["x"], curve["y"], color=color, linewidth=1.6, label=label, **style)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(color="#e6e8eb", linewidth=0.7)
+    axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _draw_importance(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    shown = evaluation["feature_importance"][:_MOST_COLUMNS][::-1]
+    metric = next(iter(evaluation["metrics"]))
+    positions = range(len(shown))
+    axes.barh(
+        positions,
+        [one["mean"] for one in shown],
+        xerr=[one["std"] for one in shown],
+        color=_BLUE,
+        error_kw={"ecolor": _GREY, "elinewidth": 1},
+    )
+    axes.set_yticks(positions, [_shortened(one["column"]) for one in shown])
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color=_GREY, linewidth=0.8)
+    axes.set(title="Feature importance", xlabel=f"loss of {metric} when the column is permuted")
+
+
+def _draw_predictions(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    points = evaluation["points"]
+    ends = [
+        min(points["actual"] + points["predicted"]),
+        max(points["actual"] + points["predicted"]),
+    ]
+    axes.plot(ends, ends, color=_GREY, linestyle=":", linewidth=1)
+    _draw_points(axes, points["actual"], points["predicted"])
+    target = _shortened(evaluation["target"])
+    axes.set(title="Predicted and actual", xlabel=f"actual {target}", ylabel=f"predicted {target}")
+
+
+def _draw_residuals(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    points = evaluation["points"]
+    residuals = [a - p for a, p in zip(points["actual"], points["predicted"], strict=True)]
+    axes.axhline(0, color=_GREY, linestyle=":", linewidth=1)
+    _draw_points(axes, points["predicted"], residuals)
+    target = _shortened(evaluation["target"])
+    axes.set(title="Residuals", xlabel=f"predicted {target}", ylabel="actual minus predicted")
+
+
+def _draw_points(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    axes.scatter(x, y, s=14, color=_BLUE, alpha=0.5, linewidths=0)
+    axes.grid(color="#e6e8eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _shortened(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

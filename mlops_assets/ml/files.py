@@ -1,0 +1,221 @@
+"""The files behind a `data.uri`: which they are, their bytes, and their content identity.
+
+Only finding and fetching; what is in the files is `read`. Local files need nothing but the standard
+library, so that asking for an identity is cheap; object stores and HTTP go through obstore and
+everything else through fsspec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from mlops_assets.errors import DataError
+from mlops_assets.spec import DataSpec
+from mlops_assets.wording import nearest
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+BUNDLED = "sklearn://"
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"}
+_GLOB = re.compile(r"[*?\[]")
+_CONTENT_TAGS = ("e_tag", "ETag", "etag", "md5Hash", "sha256", "checksum")
+_CHANGE_TIMES = ("last_modified", "LastModified", "Last-Modified", "mtime", "updated", "created")
+
+
+class SourceFile(NamedTuple):
+    """One file of a source."""
+
+    name: str
+    """Path or URL, for messages; its end tells the format."""
+    part: str
+    """Name relative to the fixed part of the glob."""
+    read: Callable[[], bytes]
+    tag: Callable[[], str]
+    """What changes when the content does: a digest, or what the file system has instead."""
+
+
+def find(
+    uri: str, folder: Path, storage_options: Mapping[str, str] | None = None
+) -> list[SourceFile]:
+    """Find the files that a `data.uri` means, sorted by name.
+
+    Parameters
+    ----------
+    uri
+        A path relative to `folder`, an fsspec URL, or a glob of either.
+    folder
+        What a relative path is relative to.
+    storage_options
+        Configuration of obstore's S3 client, such as ``{"endpoint": "http://localhost:9000"}``;
+        used for ``s3://`` only. The AWS variables of the environment hold as well.
+
+    Raises
+    ------
+    DataError
+        Nothing lies there, or it may not be read.
+    """
+    if "://" in uri and not uri.startswith("file://"):
+        return _find_remote(uri, dict(storage_options or {}))
+    path = os.path.normpath(folder / uri.removeprefix("file://"))
+    with _mendable(path):
+        return _find_local(path)
+
+
+def identity(data: DataSpec, folder: Path, storage_options: Mapping[str, str] | None = None) -> str:
+    """Identify the content of what lies at the URI, without parsing it.
+
+    Local files count with their name and the SHA-256 of their content; remote ones with their name,
+    size and entity tag (or time of change, where there is no tag); a bundled data set with its name
+    and scikit-learn's version.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Raises
+    ------
+    DataError
+        Nothing lies at the URI, or it may not be read.
+    """
+    digest = hashlib.sha256()
+    if data.uri.startswith(BUNDLED):
+        from importlib.metadata import version
+
+        digest.update(f"{data.uri} scikit-learn {version('scikit-learn')}".encode())
+    else:
+        for file in find(data.uri, folder, storage_options):
+            digest.update(f"{file.part}\0{file.tag()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _find_local(pattern: str) -> list[SourceFile]:
+    if not _GLOB.search(pattern) or Path(pattern).exists():
+        path = Path(pattern)
+        _require_file(path)
+        return [_local_file(path, path.name)]
+    root = Path(_GLOB.split(pattern)[0] + "_").parent
+    try:
+        matches = sorted(root.glob(str(Path(pattern).relative_to(root))))
+    except ValueError as error:
+        raise DataError(f"data.uri: {pattern} is no glob: {error}") from error
+    parts = [(path, path.relative_to(root)) for path in matches if path.is_file()]
+    shown = [(path, part) for path, part in parts if not re.search(r"(^|/)\.", part.as_posix())]
+    if not shown:
+        raise DataError(f"data.uri: no file matches {pattern}")
+    return [_local_file(path, part.as_posix()) for path, part in shown]
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"data.uri: {path} is a folder; write {path}/*.csv, say")
+    if not path.parent.is_dir():
+        raise DataError(f"data.uri: {path} does not exist: there is no folder {path.parent}")
+    if not path.exists():
+        hint = nearest(path.name, (other.name for other in path.parent.iterdir()))
+        raise DataError(f"data.uri: {path} does not exist{hint}")
+
+
+def _local_file(path: Path, part: str) -> SourceFile:
+    def content() -> bytes:
+        with _mendable(str(path)):
+            return path.read_bytes()
+
+    def tag() -> str:
+        with _mendable(str(path)), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return SourceFile(str(path), part, content, tag)
+
+
+def _find_remote(uri: str, options: dict[str, str]) -> list[SourceFile]:
+    with _mendable(uri):
+        system, location = _file_system(uri, options)
+        # a URL may have a ? of its own, and HTTP cannot list
+        is_glob = bool(_GLOB.search(location)) and not uri.startswith("http")
+        paths = sorted(str(path) for path in system.glob(location)) if is_glob else [location]
+    if not paths:
+        raise DataError(f"data.uri: no file matches {uri}")
+    root = _GLOB.split(location)[0].rpartition("/")[0] if is_glob else location.rpartition("/")[0]
+    return [_remote_file(system, uri, path, path.removeprefix(root + "/")) for path in paths]
+
+
+def _file_system(uri: str, options: dict[str, str]) -> tuple[AbstractFileSystem, str]:
+    scheme = urlsplit(uri).scheme
+    # obstore leaves the query of a URL out
+    has_query = scheme.startswith("http") and "?" in uri
+    if scheme not in _OBJECT_STORES or has_query:
+        import fsspec
+
+        try:
+            system, location = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise DataError(f"data.uri: {uri} cannot be opened: {error}") from error
+        return system, location
+    if not urlsplit(uri).netloc:
+        raise DataError(f"data.uri: {uri} names no bucket or host after {scheme}://")
+    from datetime import timedelta
+
+    from obstore.fsspec import FsspecStore
+
+    is_s3 = scheme in {"s3", "s3a"}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    # typed by an overload for each protocol
+    open_store: Any = FsspecStore
+    store: AbstractFileSystem = open_store(
+        scheme,
+        config={"region": region or "us-east-1", **options} if is_s3 else None,
+        client_options={"allow_http": True, "connect_timeout": "10s"},
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+    )
+    return store, uri.partition("://")[2]
+
+
+def _remote_file(system: AbstractFileSystem, uri: str, path: str, part: str) -> SourceFile:
+    name = f"{urlsplit(uri).scheme}://{path.partition('://')[2] or path.lstrip('/')}"
+
+    def content() -> bytes:
+        with _mendable(name):
+            return bytes(system.cat_file(path))
+
+    def tag() -> str:
+        with _mendable(name):
+            facts = system.info(path)
+        marks = [facts[key] for key in (*_CONTENT_TAGS, *_CHANGE_TIMES) if facts.get(key)]
+        # the size alone would miss an edit of equal length
+        return f"{facts['size']} {marks[0]}" if marks else hashlib.sha256(content()).hexdigest()
+
+    return SourceFile(name, part, content, tag)
+
+
+@contextmanager
+def _mendable(name: str) -> Iterator[None]:
+    """Turn what a person must mend into a DataError; what may pass by itself stays as it is."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"data.uri: {name} does not exist") from error
+    except PermissionError as error:
+        raise DataError(f"data.uri: {name} may not be read: permission denied") from error
+    except IsADirectoryError as error:
+        raise DataError(f"data.uri: {name} is a folder, not a file") from error
+    except Exception as error:
+        if type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
+            reason = "permission denied; check the credentials in the environment"
+            raise DataError(f"data.uri: {name} may not be read: {reason}") from error
+        # what obstore asks, on a cloud's machine, when the environment has none
+        if "/latest/api/token" in str(error):
+            raise DataError(
+                f"data.uri: {name} may not be read: no credentials in the environment"
+            ) from error
+        if "NoSuchBucket" in str(error):
+            raise DataError(f"data.uri: {name}: there is no such bucket") from error
+        raise

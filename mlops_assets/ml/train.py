@@ -1,0 +1,195 @@
+"""From a training frame and a `ModelSpec` to a `TrainedModel`.
+
+Decides what kind of problem it is, what the classes are, and fits. How columns become numbers is
+`features`; which class the estimator is, `estimators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.errors import DataError, ModelError
+from mlops_assets.ml.estimators import build_estimator, estimator_task, refusals_explained
+from mlops_assets.ml.features import build_features
+from mlops_assets.ml.model import ClassLabel, TrainedModel, conform, encode, problem_kind
+from mlops_assets.ml.schema import schema_of, type_of
+from mlops_assets.spec import ModelSpec, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["infer_task", "problem_kind", "suited_task", "train"]
+
+_MOST_NUMERIC_CLASSES = 20
+
+
+def infer_task(target: pd.Series) -> Task:
+    """Tell a classification from a regression by the target's values.
+
+    Text and booleans are classes. So are whole numbers if there are two of them, or at most 20
+    which each occur 20 times on average. All other numbers are quantities.
+    """
+    values = target.dropna()
+    if type_of(target) != "number":
+        return "classification"
+    distinct = values.nunique()
+    repeats = distinct <= 2 or len(values) >= 20 * distinct
+    is_class = (values % 1 == 0).all() and distinct <= _MOST_NUMERIC_CLASSES and repeats
+    return "classification" if is_class else "regression"
+
+
+def train(
+    frame: pd.DataFrame,
+    model: ModelSpec,
+    *,
+    target: str,
+    positive_class: str | int | bool | None = None,
+    drop: Sequence[str] = (),
+    seed: int = 42,
+) -> TrainedModel:
+    """Fit the features and the estimator of a `ModelSpec` on the training set.
+
+    Parameters
+    ----------
+    frame
+        Training rows with the dtypes of `read`; those without a target are left out.
+    model
+        What to train. Without a `task` it is what the estimator is made for.
+    target
+        Column to predict.
+    positive_class
+        Of two classes the one that metrics are about; by default the last in sorted order, as
+        True, 1 and "yes" are.
+    drop
+        Columns that are not features.
+    seed
+        For the estimator's `random_state`, if the pipeline file does not set it.
+
+    Raises
+    ------
+    DataError
+        The target or the features do not suit the task.
+    ModelError
+        The estimator refuses its parameters or the data.
+    """
+    from sklearn.pipeline import Pipeline
+
+    if target not in frame.columns:
+        raise DataError(f"data.target: the training set has no column {target}")
+    rows = frame[frame[target].notna()]
+    estimator = build_estimator(model, seed)
+    task = _task(model, estimator, rows[target])
+    classes = None if task == "regression" else _classes(rows[target], positive_class)
+    _encode_class_weight(estimator, classes)
+    features = rows.drop(columns=[target, *(name for name in drop if name in rows.columns)])
+    types = schema_of(features)
+    conformed = conform(features, types)
+    transformer = build_features(features, model, estimator)
+    pipeline = Pipeline([("features", transformer), ("estimator", estimator)])
+    with refusals_explained(model):
+        pipeline.fit(conformed, encode(rows[target], classes))
+    return TrainedModel(pipeline, task, target, classes, types, train_rows=len(rows))
+
+
+def _task(model: ModelSpec, estimator: Any, target: pd.Series) -> Task:
+    """Choose the task and make sure that the estimator and the target both suit it."""
+    made_for = estimator_task(model, estimator)
+    if made_for is not None and model.task not in (made_for, None):
+        kinds = {"classification": "classifier", "regression": "regressor", None: ""}
+        raise ModelError(
+            f"model.estimator: {model.estimator} is a {kinds[made_for]}, but model.task is "
+            f"{model.task}; choose a {kinds[model.task]} or change the task"
+        )
+    return suited_task(target, model.task or made_for)
+
+
+def suited_task(target: pd.Series, task: Task | None) -> Task:
+    """Return the task, inferred from the target if it is None, when the target suits it.
+
+    Raises
+    ------
+    DataError
+        A time is to be predicted, or classes by a regression, or quantities by a classification.
+    """
+    task = task or infer_task(target)
+    kind = type_of(target)
+    if kind == "datetime":
+        raise DataError(
+            f"data.target: {target.name} is a time, which cannot be predicted; choose a column of "
+            "numbers or classes"
+        )
+    if task == "regression" and kind != "number":
+        raise DataError(
+            f"data.target: {target.name} is of the type {kind}, but a regression predicts numbers; "
+            "choose a classifier as model.estimator, or another target"
+        )
+    if task == "classification" and kind == "number" and _is_continuous(target):
+        raise DataError(
+            f"data.target: {target.name} has {target.nunique()} different numbers, which are no "
+            "classes; choose a regressor as model.estimator, or declare the column in "
+            f"data.columns as {target.name}: category"
+        )
+    return task
+
+
+def _encode_class_weight(estimator: Any, classes: Sequence[ClassLabel] | None) -> None:
+    """Weights are given by the classes of the data; the estimator learns their positions."""
+    weights = estimator.get_params().get("class_weight")
+    if classes is None or not isinstance(weights, dict):
+        return
+    unknown = [label for label in weights if label not in classes]
+    if unknown:
+        raise ModelError(
+            f"model.params.class_weight: {unknown[0]!r} is not among the classes "
+            f"{', '.join(map(repr, classes[:20]))}{_quoting_hint(classes, unknown[0])}"
+        )
+    by_position = {classes.index(label): weight for label, weight in weights.items()}
+    estimator.set_params(class_weight=by_position)
+
+
+def _is_continuous(target: pd.Series) -> bool:
+    distinct = target.nunique()
+    many = distinct > max(_MOST_NUMERIC_CLASSES, len(target) / 10)
+    return bool((target % 1 != 0).any() or many)
+
+
+def _classes(target: pd.Series, positive: str | int | bool | None) -> list[ClassLabel]:
+    """List the classes in sorted order, except that of two the positive one is the last."""
+    import numpy as np
+
+    values = np.unique(target.to_numpy(dtype=object))
+    is_number = type_of(target) == "number"
+    classes: list[ClassLabel] = [int(value) if is_number else value for value in values.tolist()]
+    listed = ", ".join(map(repr, classes[:20]))
+    if len(classes) < 2:
+        raise DataError(
+            f"data.target: all {len(target)} training rows have {target.name} = {listed or 'none'};"
+            " a classification needs two classes"
+        )
+    if positive is None:
+        return classes
+    if len(classes) > 2:
+        raise DataError(
+            f"data.positive_class: {target.name} has {len(classes)} classes ({listed}); a positive "
+            "class exists only among two, remove the field"
+        )
+    if not any(type(label) is type(positive) and label == positive for label in classes):
+        raise DataError(
+            f"data.positive_class: {positive!r} is not among the classes {listed}"
+            + _quoting_hint(classes, positive)
+        )
+    return sorted(classes, key=lambda label: label == positive)
+
+
+def _quoting_hint(classes: Sequence[ClassLabel], positive: str | int | bool) -> str:
+    if isinstance(positive, bool):
+        meant = {True: {"yes", "true", "on", "y"}, False: {"no", "false", "off", "n"}}[positive]
+        for label in classes:
+            if str(label).lower() in meant:
+                return f'; YAML reads an unquoted {label} as {positive}: write "{label}" in quotes'
+    for label in classes:
+        if str(label) == str(positive):
+            quotes = "in quotes" if isinstance(label, str) else "without quotes"
+            return f"; write {label} {quotes}"
+    return ""
