@@ -1,0 +1,290 @@
+"""Versioned artefacts: what a step produced, named by what it contains, checked when it is loaded.
+
+Here values become objects and objects become values. Which file format a value has is `codecs`,
+where an object lies is `layout`, how bytes are kept is `objects`. Which version a step needs is not
+known here: the store keeps all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, cast
+
+from mlops_assets.errors import StoreError
+from mlops_assets.store.codecs import CODECS, Kind, codec_for, codec_of_extension
+from mlops_assets.store.layout import (
+    VERSION_LENGTH,
+    folder_of,
+    object_path,
+    parse_object_path,
+    record_path,
+)
+from mlops_assets.store.objects import ObjectMissingError, Upload, open_objects
+
+_CHUNK = 1024 * 1024  # bytes
+
+
+class MissingArtifactError(StoreError):
+    """An artefact that should be in the store isn't there."""
+
+
+class CorruptArtifactError(StoreError):
+    """The content of an artefact isn't what its version says."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of an asset, or of a partition of it, in a store."""
+
+    key: tuple[str, ...]
+    partition: str | None
+    version: str  # the first 16 hexadecimal digits of the SHA-256 of the bytes
+    extension: str
+    size: int  # bytes
+    modified: datetime | None = field(default=None, compare=False)  # known to `versions` only
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)  # known to `write` only
+
+    @property
+    def path(self) -> str:
+        """Path relative to the root of the store."""
+        return object_path(folder_of(self.key, self.partition), self.version, self.extension)
+
+
+class ArtifactStore:
+    """Artefacts and small JSON records under one root URL.
+
+    Parameters
+    ----------
+    url
+        Root of the store: see `mlops_assets.store.objects.open_objects`.
+    endpoint_url
+        Where an S3-compatible server answers, for ``s3://`` only.
+
+    Raises
+    ------
+    StoreError
+        Here when the URL is no place for a store; in every method when a person has to mend
+        something: permissions, credentials, a bucket that isn't there, a full disk.
+    StoreUnavailableError
+        In every method, when an object store does not answer: a retry may mend that.
+    """
+
+    def __init__(self, url: str, endpoint_url: str | None = None) -> None:
+        """See the class; nothing is read or written yet."""
+        self.url = url
+        self._objects = open_objects(url, endpoint_url=endpoint_url)
+
+    def write(self, key: Sequence[str], value: object, partition: str | None = None) -> Artifact:
+        """Store a value under the digest of its content; equal content is stored once.
+
+        An object that exists is read and kept if it is intact, and replaced if it isn't: this is
+        how a damaged artefact is mended by computing it again.
+
+        Raises
+        ------
+        StoreError
+            When the value is of a kind that is never stored; nothing is left in the store then.
+        """
+        codec = codec_for(value)
+        folder = folder_of(key, partition)
+        with self._objects.upload(folder) as upload:
+            writer = _HashingWriter(upload)
+            facts = codec.write(value, cast("IO[bytes]", writer))
+            version = writer.digest[:VERSION_LENGTH]
+            path = object_path(folder, version, codec.extension)
+            if not self._is_intact(path, writer.size, version):
+                upload.publish(path)
+        return Artifact(tuple(key), partition, version, codec.extension, writer.size, facts=facts)
+
+    def read(self, artifact: Artifact, as_: Kind | None = None) -> Any:
+        """Value of an artefact, after its digest was checked.
+
+        Parameters
+        ----------
+        artifact
+            As `write`, `find` or `versions` returned it.
+        as_
+            For tables: ``"frame"`` for a pandas DataFrame (the default), ``"table"`` for a
+            pyarrow.Table, ``"batches"`` for a pyarrow.RecordBatchReader, which keeps memory flat.
+
+        Raises
+        ------
+        MissingArtifactError, CorruptArtifactError
+            When the object isn't there, or its content isn't what the version says.
+        StoreError
+            When the content isn't what the extension says or holds types that are not trusted.
+        """
+        codec = codec_of_extension(artifact.extension)
+        with self._fetch(artifact) as file:
+            with file.open("rb") as content:
+                self._check_digest(artifact, hashlib.file_digest(content, "sha256").hexdigest())
+            try:
+                return codec.read(file, as_)
+            except StoreError as error:
+                raise StoreError(f"{self.url_of(artifact)}: {error}") from error
+
+    def find(self, key: Sequence[str], version: str, partition: str | None = None) -> Artifact:
+        """Artefact of a version, whatever its extension: one look at the store for each of them.
+
+        Raises
+        ------
+        MissingArtifactError
+            When there is none.
+        """
+        folder = folder_of(key, partition)
+        for extension in CODECS:
+            size = self._objects.size(object_path(folder, version, extension))
+            if size is not None:
+                return Artifact(tuple(key), partition, version, extension, size)
+        raise self._missing(key, self._objects.url_of(f"{folder}/{version}.*"))
+
+    def exists(self, artifact: Artifact) -> bool:
+        """Whether the object is there in its full size; its digest is checked by `read` alone."""
+        return self._objects.size(artifact.path) == artifact.size
+
+    def versions(self, key: Sequence[str], partition: str | None = None) -> list[Artifact]:
+        """Versions of an asset, or of one partition of it, the latest written first."""
+        found = []
+        for info in self._objects.list(folder_of(key, partition)):
+            parsed = parse_object_path(info.path)
+            if parsed and parsed[1] in CODECS:
+                found.append(Artifact(tuple(key), partition, *parsed, info.size, info.modified))
+        return sorted(found, key=lambda artifact: (artifact.modified, artifact.path), reverse=True)
+
+    def copy(
+        self, artifact: Artifact, key: Sequence[str], partition: str | None = None
+    ) -> Artifact:
+        """The same bytes under another key, checked on the way.
+
+        Raises
+        ------
+        MissingArtifactError, CorruptArtifactError
+            As `read`.
+        """
+        target = replace(artifact, key=tuple(key), partition=partition)
+        if self._is_intact(target.path, artifact.size, artifact.version):
+            return target
+        with (
+            self._fetch(artifact) as file,
+            file.open("rb") as content,
+            self._objects.upload(folder_of(key, partition)) as upload,
+        ):
+            writer = _HashingWriter(upload)
+            while chunk := content.read(_CHUNK):
+                writer.write(chunk)
+            self._check_digest(artifact, writer.digest)
+            upload.publish(target.path)
+        return target
+
+    def delete(self, artifact: Artifact) -> None:
+        """Remove a version; nothing happens when there is none."""
+        self._objects.delete(artifact.path)
+
+    def url_of(self, artifact: Artifact) -> str:
+        """Absolute path or URL of an artefact's object, for people."""
+        return self._objects.url_of(artifact.path)
+
+    def create_record(self, path: str, record: Mapping[str, Any]) -> bool:
+        """Write a small JSON record unless there is one; whether it was written.
+
+        Of several writers at once exactly one gets True. `path` is below a folder whose name begins
+        with a dot: ``.champions/churn/00000001.json``.
+        """
+        return self._objects.create(record_path(path), _encode_record(record))
+
+    def put_record(self, path: str, record: Mapping[str, Any]) -> None:
+        """Write a small JSON record in place of what may be there."""
+        with self._objects.upload(record_path(path).rpartition("/")[0]) as upload:
+            upload.write(_encode_record(record))
+            upload.publish(path)
+
+    def get_record(self, path: str) -> dict[str, Any] | None:
+        """A JSON record; None when there is none.
+
+        Raises
+        ------
+        CorruptArtifactError
+            When it isn't a JSON object.
+        """
+        try:
+            record = json.loads(self._objects.read(record_path(path)))
+        except ObjectMissingError:
+            return None
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise CorruptArtifactError(
+                f"{self._objects.url_of(path)} is damaged: it is no JSON object; delete it"
+            )
+        return record
+
+    def list_records(self, folder: str) -> list[str]:
+        """Sorted paths of the records directly in a folder such as ``.champions/churn``."""
+        paths = (info.path for info in self._objects.list(folder))
+        return sorted(path for path in paths if path.endswith(".json"))
+
+    @contextmanager
+    def _fetch(self, artifact: Artifact) -> Iterator[Path]:
+        try:
+            with self._objects.fetch(artifact.path) as file:
+                yield file
+        except ObjectMissingError as error:
+            raise self._missing(artifact.key, self.url_of(artifact)) from error
+
+    def _is_intact(self, path: str, size: int, version: str) -> bool:
+        if self._objects.size(path) != size:
+            return False
+        with suppress(ObjectMissingError):
+            return self._objects.digest(path).startswith(version)
+        return False
+
+    def _check_digest(self, artifact: Artifact, digest: str) -> None:
+        if not digest.startswith(artifact.version):
+            raise CorruptArtifactError(
+                f"{self.url_of(artifact)} is damaged: its SHA-256 should begin with "
+                f"{artifact.version} and is {digest}; {_remedy(artifact.key)}"
+            )
+
+    def _missing(self, key: Sequence[str], url: str) -> MissingArtifactError:
+        return MissingArtifactError(f"{url} is missing from the store; {_remedy(key)}")
+
+
+class _HashingWriter(io.RawIOBase):
+    """The file that codecs write to: counts and digests the bytes on their way to an upload."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def digest(self) -> str:
+        return self._sha256.hexdigest()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._sha256.update(view)
+        self._upload.write(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+
+def _remedy(key: Sequence[str]) -> str:
+    return f"materialise the asset {'/'.join(key)} again"
+
+
+def _encode_record(record: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(record, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"a record must be plain JSON: {error}") from error

@@ -1,0 +1,87 @@
+"""Which path of the store an artefact or a record has. Only names: nothing is read or written here.
+
+::
+
+    <asset key…>[/<partition>]/<version>.<extension>
+    .<kind>/…/<name>.json
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from mlops_assets.errors import StoreError
+
+VERSION_LENGTH = 16  # hexadecimal digits of a SHA-256, hence 64 bits: collisions need ~4e9 versions
+
+_KEY_PART = re.compile(r"[A-Za-z0-9_-]+")
+_VERSION = re.compile(rf"[0-9a-f]{{{VERSION_LENGTH}}}")
+_OBJECT_NAME = re.compile(rf"(?P<version>{_VERSION.pattern})\.(?P<extension>[a-z]+)")
+_RECORD = re.compile(r"\.[a-z]+(/[A-Za-z0-9_-]+)+\.json")
+_LONGEST_NAME = 200  # bytes; file systems allow 255
+
+
+def folder_of(key: Sequence[str], partition: str | None = None) -> str:
+    """Folder that holds all versions of an asset, or of one partition of it.
+
+    Partitions may be any text: what isn't a letter, a digit or one of ``_.-~`` is
+    percent-encoded, and so is a dot in front. Key ``a/b`` and partition ``b`` of key ``a`` share a
+    folder; versions being digests of content, neither can change what the other reads.
+
+    Raises
+    ------
+    StoreError
+        When a part of the key isn't made of letters, digits, ``_`` and ``-``, or the partition is
+        empty or too long.
+    """
+    if isinstance(key, str) or not key:
+        raise StoreError(f"asset key {key!r}: give its parts, such as ['churn', 'model']")
+    for part in key:
+        if not isinstance(part, str) or not _KEY_PART.fullmatch(part) or len(part) > _LONGEST_NAME:
+            raise StoreError(
+                f"asset key {'/'.join(map(str, key))!r}: the part {part!r} cannot be a folder of "
+                f"the store; use letters, digits, _ and -, at most {_LONGEST_NAME}"
+            )
+    return "/".join(key if partition is None else (*key, _partition_folder(key, partition)))
+
+
+def object_path(folder: str, version: str, extension: str) -> str:
+    """Path of one version; raises `StoreError` when `version` isn't 16 hexadecimal digits."""
+    if not _VERSION.fullmatch(version):
+        raise StoreError(
+            f"{folder}: {version!r} is no version; versions are {VERSION_LENGTH} hexadecimal digits"
+        )
+    return f"{folder}/{version}.{extension}"
+
+
+def parse_object_path(path: str) -> tuple[str, str] | None:
+    """(version, extension) of an object's path; None when it isn't the path of a version."""
+    match = _OBJECT_NAME.fullmatch(path.rpartition("/")[2])
+    return (match["version"], match["extension"]) if match else None
+
+
+def record_path(path: str) -> str:
+    """`path` itself when it can be a record's, such as ``.champions/churn/00000001.json``.
+
+    Raises
+    ------
+    StoreError
+        When it isn't a JSON file below a folder whose name begins with a dot.
+    """
+    if not _RECORD.fullmatch(path):
+        raise StoreError(f"{path!r} cannot be a record; give a path such as .kind/name.json")
+    return path
+
+
+def _partition_folder(key: Sequence[str], partition: str) -> str:
+    name = quote(partition, safe="", errors="surrogatepass")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if not name or len(name) > _LONGEST_NAME:
+        raise StoreError(
+            f"asset {'/'.join(key)}: the partition {partition[:50]!r} cannot be a folder of the "
+            f"store; give it 1 to {_LONGEST_NAME} bytes, percent-encoded"
+        )
+    return name

@@ -1,0 +1,240 @@
+"""Objects on S3, Google Cloud Storage and Azure, and in memory, through obstore.
+
+Credentials are looked for where the providers' own tools look: for S3 the environment
+(``AWS_ACCESS_KEY_ID`` …), then the profile ``AWS_PROFILE`` of ``~/.aws/credentials`` and
+``~/.aws/config`` (keys only; for SSO and assumed roles run ``aws configure export-credentials``),
+then web identity, container and instance metadata. Google: ``GOOGLE_APPLICATION_CREDENTIALS`` or
+the application default; Azure: the ``AZURE_…`` variables.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mlops_assets.errors import StoreError
+from mlops_assets.store.objects import (
+    ObjectInfo,
+    ObjectMissingError,
+    StoreUnavailableError,
+    explained,
+)
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+_PART = 16 * 1024 * 1024  # bytes of one request, in both directions
+_MOST_PARTS = 10_000  # of an S3 upload
+_TIMEOUTS: ClientConfig = {
+    "connect_timeout": "5s",
+    "timeout": "60s",
+}  # of one request, hence of one part
+_METADATA_SERVICE = "169.254.169.254"  # asked for credentials when there are none elsewhere
+_RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+
+
+class RemoteObjects:
+    """Objects below a prefix of a bucket or container."""
+
+    def __init__(self, url: str, endpoint_url: str | None) -> None:
+        """Prepare the connection; nothing is asked of the store yet."""
+        self._url = url
+        self._endpoint_url = endpoint_url
+        self._store = _connect(url, endpoint_url)
+
+    def url_of(self, path: str) -> str:
+        """See `Objects`."""
+        return f"{self._url}/{path}"
+
+    def size(self, path: str) -> int | None:
+        """See `Objects`."""
+        import obstore
+
+        with suppress(ObjectMissingError), self._explained(path):
+            return obstore.head(self._store, path)["size"]
+        return None
+
+    def read(self, path: str) -> bytes:
+        """See `Objects`."""
+        import obstore
+
+        with self._explained(path):
+            return bytes(obstore.get(self._store, path).bytes())
+
+    def digest(self, path: str) -> str:
+        """See `Objects`."""
+        sha256 = hashlib.sha256()
+        for part in self._parts(path):
+            sha256.update(part)
+        return sha256.hexdigest()
+
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[Path]:
+        """See `Objects`."""
+        with tempfile.NamedTemporaryFile(prefix="mlops-assets-") as file:
+            for part in self._parts(path):
+                file.write(part)
+            file.flush()
+            yield Path(file.name)
+
+    @contextmanager
+    def upload(self, folder: str) -> Iterator[_RemoteUpload]:
+        """See `Objects`."""
+        with tempfile.TemporaryFile() as file:
+            yield _RemoteUpload(self, file)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """See `Objects`."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._explained(path):
+            try:
+                obstore.put(self._store, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def list(self, folder: str, *, recursive: bool = False) -> Iterator[ObjectInfo]:
+        """See `Objects`."""
+        import obstore
+
+        with self._explained(folder):
+            pages = (
+                obstore.list(self._store, folder or None)
+                if recursive
+                else [obstore.list_with_delimiter(self._store, folder or None)["objects"]]
+            )
+            for page in pages:
+                for meta in page:
+                    yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
+
+    def delete(self, path: str) -> None:
+        """See `Objects`."""
+        import obstore
+
+        with suppress(ObjectMissingError), self._explained(path):
+            obstore.delete(self._store, path)
+
+    def put(self, path: str, file: IO[bytes], size: int) -> None:
+        """Upload a whole file: complete or absent."""
+        import obstore
+
+        with self._explained(path):
+            part = max(_PART, -(-size // _MOST_PARTS))
+            obstore.put(self._store, path, file, chunk_size=part, max_concurrency=4)
+
+    def _parts(self, path: str) -> Iterator[bytes]:
+        """Content in ranges: a broken connection costs one range, however large the object."""
+        import obstore
+
+        with self._explained(path):
+            size = obstore.head(self._store, path)["size"]
+            for start in range(0, size, _PART):
+                length = min(_PART, size - start)
+                yield bytes(obstore.get_range(self._store, path, start=start, length=length))
+
+    def _explained(self, path: str) -> AbstractContextManager[None]:
+        return _explained(self.url_of(path), self._endpoint_url)
+
+
+class _RemoteUpload:
+    """A local file until it is complete."""
+
+    def __init__(self, objects: RemoteObjects, file: IO[bytes]) -> None:
+        self._objects = objects
+        self._file = file
+
+    def write(self, data: bytes | memoryview) -> None:
+        with explained(f"the folder for temporary files, {tempfile.gettempdir()}"):
+            self._file.write(data)
+
+    def publish(self, path: str) -> None:
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        self._objects.put(path, self._file, size)
+
+
+@contextmanager
+def _explained(url: str, endpoint_url: str | None) -> Iterator[None]:
+    """Tell what a person must mend from what may pass; obstore has one error for most of both."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except (BaseError, FileNotFoundError, ValueError) as error:
+        what = " ".join(str(error).partition("Debug source:")[0].split())
+        if remedy := _remedy(error, what):
+            raise StoreError(f"{url}: {remedy} ({what})") from error
+        if isinstance(error, FileNotFoundError):
+            raise ObjectMissingError(f"{url} does not exist") from error
+        server = f"; is {endpoint_url} right (MLOPS_S3_ENDPOINT_URL)?" if endpoint_url else ""
+        raise StoreUnavailableError(f"{url}: the store does not answer: {what}{server}") from error
+
+
+def _remedy(error: Exception, what: str) -> str | None:
+    """What a person can do about an error of obstore; None when it may pass or is a missing key."""
+    from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
+
+    if "NoSuchBucket" in what or "ContainerNotFound" in what:
+        return "the bucket does not exist; create it or correct MLOPS_STORE_URL"
+    if _METADATA_SERVICE in what:
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        return "access was refused; check the credentials and their permissions on the bucket"
+    refused = re.search(r"status code: (3\d\d|4\d\d)", what)
+    if refused and refused[1] not in ("404", "408", "409", "429"):
+        return "the store refused the request; check the URL and the region (AWS_REGION)"
+    if not isinstance(error, (GenericError, FileNotFoundError)):
+        return "the store cannot do this; check MLOPS_STORE_URL"
+    return None
+
+
+def _connect(url: str, endpoint_url: str | None) -> ObjectStore:
+    from obstore.store import MemoryStore, from_url
+
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        return MemoryStore()
+    if not parts.netloc:
+        raise StoreError(f"MLOPS_STORE_URL: {url!r} names no bucket; give {parts.scheme}://bucket")
+    config: Any = _s3_options(endpoint_url) if parts.scheme == "s3" else None
+    endpoint = endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
+    client: ClientConfig = {**_TIMEOUTS, "allow_http": endpoint.startswith("http://")}
+    with _explained(url, endpoint_url):
+        return from_url(url, config=config, client_options=client, retry_config=_RETRIES)
+
+
+def _s3_options(endpoint_url: str | None) -> dict[str, str]:
+    options = {"endpoint": endpoint_url} if endpoint_url else {}
+    if {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"}.isdisjoint(os.environ):
+        options |= _aws_profile()
+    return options
+
+
+def _aws_profile() -> dict[str, str]:
+    """Keys and region of the user's AWS profile, which obstore does not read by itself."""
+    profile = os.environ.get("AWS_PROFILE", "default")
+    folder = Path.home() / ".aws"
+    files = configparser.RawConfigParser()
+    files.read(
+        [
+            os.environ.get("AWS_CONFIG_FILE", folder / "config"),
+            os.environ.get("AWS_SHARED_CREDENTIALS_FILE", folder / "credentials"),
+        ]
+    )
+    found: dict[str, str] = {}
+    for section in (f"profile {profile}", profile):
+        if section in files:
+            found |= files[section]
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "region")
+    return {name: found[name] for name in names if name in found}
