@@ -1,0 +1,82 @@
+"""`p/model`: the trained model, with an MLflow run of its own."""
+
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetIn,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    TextMetadataValue,
+    UrlMetadataValue,
+    asset,
+)
+
+from mlops_assets.assets.common import MLFLOW, STORE, explained, key_of, retry_policy
+from mlops_assets.dagster_internals import recorded_input_version
+from mlops_assets.spec import PipelineSpec
+from mlops_assets.store.io_manager import StoreIOManager
+from mlops_assets.tracking import MODEL_VERSION, MlflowTracking
+
+
+def build_model(spec: PipelineSpec) -> AssetsDefinition:
+    """Return the asset `p/model`."""
+    key = key_of(spec, "model")
+    estimator = spec.model.estimator.rpartition(".")[2]
+
+    @asset(
+        key=key,
+        ins={"train": AssetIn(key_of(spec, "train"))},
+        io_manager_key=STORE,
+        required_resource_keys={STORE, MLFLOW},
+        description=f"A {estimator} that predicts `{spec.data.target}`, with its preprocessing.",
+        owners=spec.owners,
+        kinds={"scikitlearn", "mlflow"},
+        metadata={"estimator": spec.model.estimator, "params": spec.model.params},
+        group_name=spec.name,
+        retry_policy=retry_policy(spec.retries),
+    )
+    def model(context: AssetExecutionContext, train: Any) -> Output[Any]:
+        from mlops_assets.ml.train import train as train_model
+
+        store: StoreIOManager = context.resources.store
+        tracking: MlflowTracking = context.resources.mlflow
+        with explained(), tracking.training(context.log, spec.name, context.run.run_id) as run:
+            trained = train_model(
+                train,
+                spec.model,
+                target=spec.data.target,
+                positive_class=spec.data.positive_class,
+                drop=[*spec.data.drop, *([spec.split.group] if spec.split.group else [])],
+                seed=spec.split.seed,
+            )
+            artifact = store.artifacts.write(key.path, trained)
+            context.log.info("trained a %s on %d rows", estimator, len(train))
+            run.log(
+                params={"estimator": spec.model.estimator, **spec.model.params},
+                tags={
+                    MODEL_VERSION: artifact.version,
+                    "mlops.asset": key.to_user_string(),
+                    "mlops.url": store.artifacts.url_of(artifact),
+                    "mlops.train_version": str(
+                        recorded_input_version(context, key_of(spec, "train"))
+                    ),
+                },
+                texts={"pipeline.json": spec.model_dump_json(indent=2)},
+            )
+            return Output(
+                artifact,
+                metadata={
+                    "estimator": spec.model.estimator,
+                    "train_rows": len(train),
+                    "features": len(trained.features),
+                    **({"mlflow_run": _link(run.link)} if run.link else {}),
+                },
+            )
+
+    return model
+
+
+def _link(link: str) -> UrlMetadataValue | TextMetadataValue:
+    return MetadataValue.url(link) if link.startswith("http") else MetadataValue.text(link)

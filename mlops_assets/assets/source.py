@@ -1,0 +1,48 @@
+"""`p/source`: what lies at the pipeline's URI, observed and never written."""
+
+import warnings
+
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    AssetSpec,
+    BetaWarning,
+    DataVersion,
+    ObserveResult,
+    multi_observable_source_asset,
+)
+
+from mlops_assets.assets.common import STORE, explained, key_of, source_options
+from mlops_assets.spec import PipelineSpec
+
+
+def build_source(spec: PipelineSpec) -> AssetsDefinition:
+    """Return the observable source of a pipeline; its data version is the content's identity."""
+
+    def observe(context: AssetExecutionContext) -> ObserveResult:
+        from mlops_assets.ml.files import identity
+
+        options = source_options(context.resources.store)
+        with explained():
+            seen = identity(spec.data, spec.folder, options)
+        return ObserveResult(data_version=DataVersion(seen))
+
+    with warnings.catch_warnings():
+        # Dagster marks all of its ways to define an observable source as beta.
+        warnings.simplefilter("ignore", BetaWarning)
+        as_asset = multi_observable_source_asset(
+            name=f"{spec.name}__source",
+            required_resource_keys={STORE},
+            group_name=spec.name,
+            specs=[
+                AssetSpec(
+                    key_of(spec, "source"),
+                    description=f"The data at `{spec.data.uri}`, owned outside of this project.",
+                    owners=spec.owners,
+                    kinds={"source"},
+                    metadata={"uri": spec.data.uri},
+                )
+            ],
+        )
+    source: AssetsDefinition = as_asset(observe)
+    return source

@@ -1,0 +1,122 @@
+"""Progress on the terminal: one line when a step begins and one when it ends, and what was said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from dagster import LoggerDefinition, logger
+
+if TYPE_CHECKING:
+    from dagster import AssetKey, AssetMaterialization, DagsterEvent
+
+
+class ProgressHandler(logging.Handler):
+    """Prints what a person waiting for a run wants to know.
+
+    Parameters
+    ----------
+    steps : mapping of str to sequence of AssetKey
+        The assets of every step of the run.
+    echo : callable
+        Prints one line.
+    """
+
+    def __init__(
+        self, steps: Mapping[str, Sequence[AssetKey]], echo: Callable[[str], None]
+    ) -> None:
+        super().__init__()
+        self._steps = steps
+        self._echo = echo
+        self._position = 0
+        self._begun: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line for one of Dagster's events, or for a warning of a step."""
+        event: DagsterEvent | None = getattr(record, "dagster_event", None)
+        if event is not None:
+            self._emit_event(event)
+            return
+        said = getattr(record, "dagster_meta", {})
+        if record.levelno >= logging.WARNING and said.get("step_key"):
+            self._echo(f"        {record.levelname.lower()}: {said['orig_message']}")
+
+    def _emit_event(self, event: DagsterEvent) -> None:
+        step = event.step_key
+        if step is None or step not in self._steps:
+            return
+        if event.is_step_start:
+            self._position += 1
+            self._begun[step] = monotonic()
+            names = ", ".join(key.to_user_string() for key in self._steps[step])
+            self._echo(f"[{self._position:>{self._width}}/{len(self._steps)}] {names}")
+        elif event.is_step_materialization:
+            self._echo(f"        {_facts(event.step_materialization_data.materialization)}")
+        elif event.is_step_up_for_retry:
+            error = event.step_retry_data.error
+            cause = (error.cause or error) if error else None
+            self._position -= 1
+            self._echo(f"        retried: {first_line(cause.message) if cause else 'failed'}")
+        elif event.is_step_failure:
+            self._echo(f"        FAILED: {first_line(reason_of(event))}")
+        elif event.is_step_success:
+            self._echo(f"        done in {monotonic() - self._begun[step]:.1f} s")
+
+    @property
+    def _width(self) -> int:
+        return len(str(len(self._steps)))
+
+
+def progress_logger(
+    steps: Mapping[str, Sequence[AssetKey]], echo: Callable[[str], None]
+) -> LoggerDefinition:
+    """Return a logger that takes the place of Dagster's own console logger."""
+
+    @logger(config_schema={})
+    def console(_: Any) -> logging.Logger:
+        progress = logging.Logger("mlops")
+        progress.addHandler(ProgressHandler(steps, echo))
+        return progress
+
+    return console
+
+
+def reason_of(event: DagsterEvent) -> str:
+    """Return why a step failed, in the words of whoever raised the failure."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return data.user_failure_data.description
+    if data.error is None:
+        return event.message or "unknown"
+    error = data.error.cause or data.error
+    return error.message.strip()
+
+
+def first_line(text: str) -> str:
+    """Return the first line that has something in it."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _facts(materialization: AssetMaterialization) -> str:
+    metadata = {name: value.value for name, value in materialization.metadata.items()}
+    parts = [materialization.asset_key.to_user_string()]
+    if "dagster/row_count" in metadata:
+        parts.append(f"{metadata['dagster/row_count']:,} rows")
+    if "size_bytes" in metadata:
+        parts.append(size(cast(int, metadata["size_bytes"])))
+    version = (materialization.tags or {}).get("dagster/data_version")
+    if version:
+        parts.append(f"version {version}")
+    return ", ".join(parts)
+
+
+def size(number: int) -> str:
+    """Return a number of bytes in the unit that people would use."""
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

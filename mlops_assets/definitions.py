@@ -1,0 +1,89 @@
+"""The one place where everything meets: what Dagster loads.
+
+Importing this module reads the settings and the pipeline files, and imports neither scikit-learn
+nor pandas nor MLflow: steps import them when they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import AssetSpec, Definitions, EnvVar, MetadataValue, in_process_executor
+
+from mlops_assets.assets import build_assets
+from mlops_assets.assets.common import MLFLOW, STORE
+from mlops_assets.automation.jobs import training_job
+from mlops_assets.automation.schedules import training_schedule
+from mlops_assets.pipeline_file import PipelineFileError, load_pipelines
+from mlops_assets.settings import Settings
+from mlops_assets.store.io_manager import StoreIOManager
+from mlops_assets.tracking import MlflowTracking
+
+BROKEN = "broken_pipeline_files"
+"""Group of the assets that stand for pipeline files with a mistake."""
+
+
+def build_defs(
+    settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
+) -> Definitions:
+    """Assemble the project.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+        Default: from the environment.
+    overrides : mapping of str to resource, optional
+        Resources to use in place of the usual ones: `store`, `mlflow`.
+
+    Raises
+    ------
+    UserError
+        The settings are wrong, or no pipeline file is where they point. A broken pipeline file
+        raises nothing: it is logged, and shown as an asset in the group `broken_pipeline_files`.
+    """
+    settings = settings or Settings.from_environment()
+    pipelines = load_pipelines(settings.pipelines)
+    for error in pipelines.broken.values():
+        logging.getLogger(__name__).error("%s", error)
+    specs = list(pipelines.valid.values())
+    jobs = {spec.name: training_job(spec) for spec in specs}
+    schedules = [training_schedule(spec, jobs[spec.name]) for spec in specs]
+    return Definitions(
+        assets=[
+            *(asset for spec in specs for asset in build_assets(spec)),
+            *(_broken(name, error) for name, error in pipelines.broken.items()),
+        ],
+        jobs=list(jobs.values()),
+        schedules=[schedule for schedule in schedules if schedule is not None],
+        resources={**_resources(settings), **(overrides or {})},
+        executor=in_process_executor,
+    )
+
+
+def _resources(settings: Settings) -> dict[str, Any]:
+    return {
+        STORE: StoreIOManager(url=settings.store_url, endpoint_url=settings.s3_endpoint_url),
+        MLFLOW: MlflowTracking(mlflow_tracking_uri=_shown_by_name(settings.tracking_uri)),
+    }
+
+
+def _shown_by_name(tracking_uri: str) -> Any:
+    """Keep a value of the environment, which may hold a password, out of the UI's config view."""
+    variable = "MLFLOW_TRACKING_URI"
+    return EnvVar(variable) if os.environ.get(variable) == tracking_uri else tracking_uri
+
+
+def _broken(name: str, error: PipelineFileError) -> AssetSpec:
+    return AssetSpec(
+        [BROKEN, name],
+        group_name=BROKEN,
+        description=f"This pipeline file cannot be used until it is mended:\n\n```\n{error}\n```",
+        metadata={"error": MetadataValue.text(str(error))},
+        kinds={"yaml"},
+    )
+
+
+defs = build_defs()

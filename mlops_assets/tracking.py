@@ -1,0 +1,338 @@
+"""MLflow: one run per trained model, and the registry entries of a pipeline's models.
+
+Built on dagster-mlflow's `MlFlow` class and configuration, with runs that are opened and closed
+explicitly. As it stands that class opens one run per Dagster run and process, shares it between
+pipelines, reopens a failed run and ends it as finished, and leaves others running.
+
+Tracking is a record of the work and never a reason to lose it: when the server is away a step warns
+and goes on, and the next step that reaches the server records what it knows.
+Models are never deserialised from MLflow; a registry entry points at the version in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, wraps
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+from time import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
+from urllib.parse import urlsplit, urlunsplit
+
+from dagster import BetaWarning, ConfigurableResource, DagsterExecutionInterruptedError
+from pydantic import Field
+
+from mlops_assets.settings import PACKAGE
+
+if TYPE_CHECKING:
+    from dagster_mlflow.resources import MlFlow
+
+    from mlops_assets.store.artifacts import Artifact
+
+P = ParamSpec("P")
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+MODEL_VERSION = "mlops.model_version"
+PIPELINE = "mlops.pipeline"
+DAGSTER_RUN = "dagster_run_id"
+"""The tag that dagster-mlflow writes, too."""
+
+REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's own defaults, 120 s and 7 retries, hold a step for minutes when the server is away."""
+
+LONGEST_PARAM = 6000
+"""Characters of a parameter's value that MLflow accepts."""
+
+
+def _never_fatal(
+    request: Callable[Concatenate[ModelRun, P], None],
+) -> Callable[Concatenate[ModelRun, P], None]:
+    """Make a method of `ModelRun` warn instead of raise, and do nothing once one has failed."""
+
+    @wraps(request)
+    def attempt(run: ModelRun, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if run.lost:
+            return
+        try:
+            request(run, *args, **kwargs)
+        except Exception as error:  # whatever is wrong with tracking, the work goes on
+            run.give_up(error)
+
+    return attempt
+
+
+class ModelRun:
+    """The MLflow run of one model.
+
+    After a request has failed the others are left out: one warning per step. `run_id` is None as
+    long as there is no run.
+    """
+
+    def __init__(self, log: logging.Logger, tracking_uri: str) -> None:
+        self._log = log
+        self._tracking_uri = tracking_uri
+        self._mlflow: Any = None
+        self.run_id: str | None = None
+        self.lost = False
+
+    def give_up(self, error: Exception) -> None:
+        """Warn that this step is not tracked, and send nothing more."""
+        self.lost = True
+        self._log.warning(
+            "MLflow at %s cannot be used, so this step is not tracked: %s",
+            _without_password(self._tracking_uri),
+            (str(error) or type(error).__name__).splitlines()[0],
+        )
+
+    @_never_fatal
+    def connect(self, config: dict[str, Any]) -> None:
+        """Set up the server and the experiment; `config` is that of dagster-mlflow's resource."""
+        for name, value in REQUEST_LIMITS.items():
+            os.environ.setdefault(name, value)
+        for chatty in ("mlflow.store.db", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        context = SimpleNamespace(
+            log=self._log,
+            dagster_run=SimpleNamespace(job_name=config["experiment_name"]),
+            run_id="",
+            resource_config=config,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BetaWarning)
+            self._mlflow = _explicit_runs()(context)
+
+    @_never_fatal
+    def create(self, name: str, tags: Mapping[str, str]) -> None:
+        """Open a new run."""
+        run = self._client.create_run(self._experiment, tags=dict(tags), run_name=name)
+        self.run_id = run.info.run_id
+
+    @_never_fatal
+    def find(self, version: str) -> None:
+        """Continue the newest run of the model with this version, if there is one."""
+        found = self._search(f"tags.`{MODEL_VERSION}` = '{version}'")
+        self.run_id = found[0].info.run_id if found else None
+
+    @_never_fatal
+    def close_leftovers(self, pipeline: str, dagster_run_id: str) -> None:
+        """Close what a killed attempt of the same Dagster run left open."""
+        leftovers = self._search(
+            f"tags.`{DAGSTER_RUN}` = '{dagster_run_id}' and tags.`{PIPELINE}` = '{pipeline}'"
+            " and attributes.status = 'RUNNING'"
+        )
+        for leftover in leftovers:
+            self._client.set_terminated(leftover.info.run_id, "KILLED")
+
+    @_never_fatal
+    def log(
+        self,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        figures: Mapping[str, bytes] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record facts about the model; figures are PNG bytes, texts are files by name."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time() * 1000)
+        for chunk in self._mlflow.chunks(dict(params or {})):
+            entries = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in chunk.items()]
+            self._client.log_batch(self.run_id, params=entries)
+        self._client.log_batch(
+            self.run_id,
+            metrics=[Metric(name, value, now, 0) for name, value in (metrics or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+        with TemporaryDirectory() as folder:
+            for name, png in (figures or {}).items():
+                (figure := Path(folder, f"{name}.png")).write_bytes(png)
+                self._client.log_artifact(self.run_id, figure, "figures")
+        for name, text in (texts or {}).items():
+            self._client.log_text(self.run_id, text, name)
+
+    @_never_fatal
+    def register(self, model: Artifact, url: str, alias: Literal["champion", "challenger"]) -> None:
+        """Make the model an entry of the registry, named like its pipeline, with the alias."""
+        from mlflow.exceptions import MlflowException
+
+        name = model.key[0]
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        entries = self._client.search_model_versions(f"name = '{name}'")
+        entry = next((e for e in entries if e.tags.get(MODEL_VERSION) == model.version), None)
+        if entry is None:
+            pointer = {"url": url, "sha256": model.version}
+            self._client.log_dict(self.run_id, pointer, "model/model.json")
+            entry = self._client.create_model_version(
+                name,
+                source=f"runs:/{self.run_id}/model",
+                run_id=self.run_id,
+                tags={MODEL_VERSION: model.version, "mlops.url": url},
+            )
+        self._client.set_registered_model_alias(name, alias, entry.version)
+
+    @_never_fatal
+    def close(self, status: Status) -> None:
+        """End the run."""
+        self._client.set_terminated(self.run_id, status)
+
+    @property
+    def link(self) -> str | None:
+        """Address of the run in MLflow's UI, or the command that shows it; None without a run."""
+        if self.run_id is None:
+            return None
+        uri = _without_password(self._tracking_uri)
+        if urlsplit(uri).scheme in ("http", "https"):
+            return f"{uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self.run_id}"
+        return f"run {self.run_id}: mlflow ui --backend-store-uri {uri}"
+
+    @property
+    def _client(self) -> Any:
+        return self._mlflow.tracking_client
+
+    @property
+    def _experiment(self) -> str:
+        return str(self._mlflow.experiment.experiment_id)
+
+    def _search(self, condition: str) -> list[Any]:
+        return list(
+            self._client.search_runs([self._experiment], condition, order_by=["start_time DESC"])
+        )
+
+
+class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
+    """The tracking server; the fields are those of dagster-mlflow's resource.
+
+    `experiment_name` left empty means one experiment per pipeline, named like it.
+    """
+
+    mlflow_tracking_uri: str
+    experiment_name: str = ""
+    env: dict[str, str] = Field(default={}, description="Environment variables for MLflow.")
+    env_to_tag: list[str] = Field(default=[], description="Variables whose values become tags.")
+    extra_tags: dict[str, str] = Field(default={}, description="Further tags of every run.")
+
+    @contextmanager
+    def training(
+        self, log: logging.Logger, pipeline: str, dagster_run_id: str
+    ) -> Iterator[ModelRun]:
+        """Open the run of a model that is about to be trained, and close it with its outcome.
+
+        A run that an earlier, killed attempt of the same Dagster run left open is closed as killed.
+        """
+        run = self._connect(log, pipeline)
+        run.close_leftovers(pipeline, dagster_run_id)
+        self._create(run, pipeline, {DAGSTER_RUN: dagster_run_id}, name=dagster_run_id)
+        with _closing(run):
+            yield run
+
+    @contextmanager
+    def trained(self, log: logging.Logger, pipeline: str, version: str) -> Iterator[ModelRun]:
+        """Continue the run of the trained model with this version.
+
+        Where the tracking server does not know the model (it was away, or is another one than at
+        training), a run is created for it.
+        """
+        run = self._connect(log, pipeline)
+        run.find(version)
+        if run.run_id is None:
+            self._create(run, pipeline, {MODEL_VERSION: version}, name=version)
+        with _closing(run):
+            yield run
+
+    def _connect(self, log: logging.Logger, pipeline: str) -> ModelRun:
+        run = ModelRun(log, self.mlflow_tracking_uri)
+        run.connect({**self.model_dump(), "experiment_name": self.experiment_name or pipeline})
+        return run
+
+    def _create(self, run: ModelRun, pipeline: str, tags: dict[str, str], name: str) -> None:
+        from_environment = {
+            variable: os.environ[variable] for variable in self.env_to_tag if variable in os.environ
+        }
+        all_tags = {PIPELINE: pipeline, **from_environment, **self.extra_tags, **git_tags(), **tags}
+        run.create(f"{pipeline}-{name[:8]}", all_tags)
+
+
+@cache
+def _explicit_runs() -> type[MlFlow]:
+    """Return dagster-mlflow's class without its implicit runs; imports MLflow, about 3 s."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BetaWarning)  # all of dagster-mlflow is marked as beta
+        import mlflow
+        from dagster_mlflow.resources import MlFlow
+
+    class ExplicitRuns(MlFlow):
+        """Sets up the server and the experiment, and opens no run."""
+
+        def __init__(self, context: Any) -> None:
+            mlflow.set_tracking_uri(context.resource_config["mlflow_tracking_uri"])
+            name = context.resource_config["experiment_name"]
+            _create_experiment(mlflow.tracking.MlflowClient(), name)
+            super().__init__(context)  # type: ignore[no-untyped-call]
+
+        def _setup(self) -> None:
+            self.mlflow_run_id = None
+
+    return ExplicitRuns
+
+
+def _create_experiment(client: Any, name: str) -> None:
+    """Keep the artifacts of a local database beside it; MLflow would use the working directory."""
+    uri = urlsplit(client.tracking_uri)
+    if uri.scheme != "sqlite" or client.get_experiment_by_name(name) is not None:
+        return
+    database = Path(uri.path.removeprefix("/"))
+    client.create_experiment(
+        name, artifact_location=(database.absolute().parent / "mlartifacts" / name).as_uri()
+    )
+
+
+@contextmanager
+def _closing(run: ModelRun) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        run.close("KILLED")
+        raise
+    except BaseException:
+        run.close("FAILED")
+        raise
+    run.close("FINISHED")
+
+
+@cache
+def git_tags() -> dict[str, str]:
+    """Return the commit that the code runs from, as MLflow names it; nothing outside of git."""
+    git = which("git")
+    if git is None:
+        return {}
+    try:
+        commit = subprocess.run(  # noqa: S603 - a fixed command
+            [git, "rev-parse", "--verify", "--quiet", "HEAD"],
+            cwd=PACKAGE,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": commit} if commit else {}
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

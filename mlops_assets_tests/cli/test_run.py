@@ -1,0 +1,154 @@
+"""The `mlops` command as a person uses it: another process, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetKey, DagsterInstance
+
+from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_customers
+
+MLOPS = str(Path(sys.executable).with_name("mlops"))
+
+
+def mlops(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "MLOPS_PIPELINES": project.settings.pipelines,
+        "MLOPS_STORE_URL": project.settings.store_url,
+        "MLFLOW_TRACKING_URI": project.settings.tracking_uri,
+        "DAGSTER_HOME": str(project.folder / "dagster"),
+    }
+    (project.folder / "dagster").mkdir(exist_ok=True)
+    return subprocess.run(
+        [MLOPS, *arguments], env=environment, capture_output=True, text=True, cwd=project.folder
+    )
+
+
+def summary(done: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_run_materialises_every_pipeline_and_says_what_came_out(customers: Project) -> None:
+    done = mlops(customers, "run", "--json")
+    report = summary(done)
+
+    assert done.returncode == 0
+    assert report["status"] == "success"
+    customer = report["pipelines"]["customers"]
+    assert sorted(customer["executed"]) == sorted(
+        f"customers/{stage}" for stage in ("raw", "train", "test", "model", "metrics", "champion")
+    )
+    assert customer["failed"] == customer["skipped"] == customer["reused"] == []
+    assert 0.5 < customer["metrics"]["accuracy"] <= 1
+    assert customer["champion"]["changed"] is True
+    assert len(customer["champion"]["version"]) == 16
+    assert "champion  new" in done.stdout
+    assert "customers/raw, 120 rows" in done.stderr
+    assert "Traceback" not in done.stderr
+    with DagsterInstance.from_config(str(customers.folder / "dagster")) as instance:
+        run = instance.get_run_by_id(report["run_id"])
+        assert run is not None
+        assert run.is_success
+        assert instance.get_latest_materialization_event(AssetKey(["customers", "champion"]))
+
+
+def test_run_goes_on_with_the_others_when_one_pipeline_fails_and_one_file_is_broken(
+    customers: Project,
+) -> None:
+    customers.add("missing", CUSTOMERS.replace("customers.csv", "nowhere.csv"))
+    broken = customers.add("broken", CUSTOMERS.replace("target: left", "targt: left"))
+    done = mlops(customers, "run", "--json")
+    pipelines = summary(done)["pipelines"]
+
+    assert done.returncode == 1
+    assert summary(done)["status"] == "failure"
+    assert len(pipelines["customers"]["executed"]) == 6
+    assert pipelines["missing"]["failed"] == ["missing/raw"]
+    assert len(pipelines["missing"]["skipped"]) == 5
+    assert "nowhere.csv" in pipelines["missing"]["error"]
+    assert f"{broken}:3:3" in pipelines["broken"]["error"]
+    assert "target" in pipelines["broken"]["error"]
+    assert f"{broken}:3:3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_of_a_named_pipeline_runs_only_that_one(customers: Project) -> None:
+    customers.add("others", DUMMY)
+    report = summary(mlops(customers, "run", "others", "--json"))
+
+    assert list(report["pipelines"]) == ["others"]
+    assert not (customers.folder / "store" / "customers").exists()
+
+
+def test_a_name_that_is_no_pipeline_is_refused_with_the_nearest_one(customers: Project) -> None:
+    done = mlops(customers, "run", "customer")
+
+    assert done.returncode == 1
+    assert "did you mean 'customers'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_below_its_gate_is_reported_as_no_champion(customers: Project) -> None:
+    customers.add("customers", CUSTOMERS + "evaluate: {gates: {accuracy: '>= 0.999'}}\n")
+    done = mlops(customers, "run", "--json")
+
+    champion = summary(done)["pipelines"]["customers"]["champion"]
+    assert done.returncode == 0
+    assert champion["version"] is None
+    assert champion["changed"] is False
+    assert "0.999" in champion["reason"]
+
+
+def test_a_second_run_reports_the_champion_as_unchanged(customers: Project) -> None:
+    first = summary(mlops(customers, "run", "--json"))["pipelines"]["customers"]["champion"]
+    second = summary(mlops(customers, "run", "--json"))["pipelines"]["customers"]["champion"]
+
+    assert (first["changed"], second["changed"]) == (True, False)
+    assert first["version"] == second["version"]
+
+
+@pytest.mark.parametrize("variable", ["MLOPS_DEPLOYMENT", "MLOPS_STORE_URL"])
+def test_a_wrong_setting_is_one_clear_line(customers: Project, variable: str) -> None:
+    done = subprocess.run(
+        [MLOPS, "run"], env={**os.environ, variable: "x://y"}, capture_output=True, text=True
+    )
+
+    assert done.returncode == 1
+    assert variable in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_schema_is_a_json_schema_that_knows_the_fields(customers: Project) -> None:
+    schema = json.loads(mlops(customers, "schema").stdout)
+
+    assert {"data", "model", "evaluate"} <= set(schema["properties"])
+
+
+def test_dagster_job_execute_does_the_same(customers: Project) -> None:
+    write_customers(customers.folder / "pipelines" / "customers.csv", rows=60)
+    environment = {
+        **os.environ,
+        "MLOPS_PIPELINES": customers.settings.pipelines,
+        "MLOPS_STORE_URL": customers.settings.store_url,
+        "MLFLOW_TRACKING_URI": customers.settings.tracking_uri,
+    }
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("dagster")),
+            *("job", "execute", "-m", "mlops_assets.definitions", "-j", "customers_training"),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=customers.folder,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len(list((customers.folder / "store" / "customers" / "champion").iterdir())) == 1
