@@ -271,7 +271,8 @@ def _parse_parquet(content: bytes, name: str) -> pa.Table:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(pa.BufferReader(content), use_threads=False)
+        # Not read_table: with pyarrow 25 it can abort the process at exit.
+        table = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name} is not a complete Parquet file: {error}") from error
     _require_distinct(table.column_names, name)
