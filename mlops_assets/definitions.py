@@ -19,8 +19,11 @@ from mlops_assets.automation.jobs import training_job
 from mlops_assets.automation.schedules import training_schedule
 from mlops_assets.pipeline_file import PipelineFileError, load_pipelines
 from mlops_assets.settings import Settings
+from mlops_assets.spec import ComputeSpec, PipelineSpec
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.tracking import MlflowTracking
+
+log = logging.getLogger(__name__)
 
 BROKEN = "broken_pipeline_files"
 """Group of the assets that stand for pipeline files with a mistake."""
@@ -47,8 +50,11 @@ def build_defs(
     settings = settings or Settings.from_environment()
     pipelines = load_pipelines(settings.pipelines)
     for error in pipelines.broken.values():
-        logging.getLogger(__name__).error("%s", error)
+        log.error("%s", error)
     specs = list(pipelines.valid.values())
+    for spec in specs:
+        if ignored := _not_acted_on(spec):
+            log.warning("%s: nothing acts on %s yet", spec.name, ", ".join(ignored))
     jobs = {spec.name: training_job(spec) for spec in specs}
     schedules = [training_schedule(spec, jobs[spec.name]) for spec in specs]
     return Definitions(
@@ -61,6 +67,17 @@ def build_defs(
         resources={**_resources(settings), **(overrides or {})},
         executor=in_process_executor,
     )
+
+
+def _not_acted_on(spec: PipelineSpec) -> list[str]:
+    """Name the fields that a pipeline file sets and that have no effect in this version."""
+    fields = {
+        "tune": spec.tune.trials > 0,
+        "score": spec.score is not None,
+        "train.on_new_data": spec.train.on_new_data,
+        "model.compute": spec.model.compute != ComputeSpec(),
+    }
+    return [name for name, is_set in fields.items() if is_set]
 
 
 def _resources(settings: Settings) -> dict[str, Any]:

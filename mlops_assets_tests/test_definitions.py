@@ -103,6 +103,15 @@ def test_one_broken_file_leaves_the_others_usable_and_is_visible(
     assert f"{broken}:1:" in caplog.text
 
 
+def test_a_field_that_nothing_acts_on_yet_is_said(
+    customers: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    customers.add("customers", CUSTOMERS + "tune: {trials: 5}\n")
+    customers.definitions()
+
+    assert "customers: nothing acts on tune yet" in caplog.text
+
+
 def test_a_hundred_pipelines_are_a_hundred_groups(project: Project) -> None:
     for number in range(100):
         project.add(f"p{number}", CUSTOMERS)

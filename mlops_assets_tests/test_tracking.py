@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from dagster import ExecuteInProcessResult
@@ -22,6 +19,7 @@ from mlflow.entities import Run
 from mlops_assets.definitions import build_defs
 from mlops_assets.tracking import MODEL_VERSION, MlflowTracking, git_tags
 from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project
+from mlops_assets_tests.servers import free_port, wait_for
 
 
 def client(project: Project) -> MlflowClient:
@@ -173,9 +171,7 @@ def test_the_configuration_is_that_of_dagster_mlflow() -> None:
 
 @pytest.fixture
 def server(customers: Project) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
@@ -187,13 +183,7 @@ def server(customers: Project) -> Iterator[str]:
         start_new_session=True,
     )  # fmt: skip
     try:
-        for _ in range(240):
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                    break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.25)
+        wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)

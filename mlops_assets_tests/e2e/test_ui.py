@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from dagster import AssetKey, DagsterInstance
 from playwright.sync_api import Page, expect, sync_playwright
 
 from mlops_assets_tests.conftest import CUSTOMERS, Project
+from mlops_assets_tests.servers import free_port, wait_for
 
 pytestmark = pytest.mark.browser
 
@@ -60,9 +59,7 @@ def ui(customers: Project) -> Iterator[str]:
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
     customers.add("broken", CUSTOMERS.replace("target: left", "targt: left"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [
             str(Path(sys.executable).with_name("dagster")),
@@ -81,13 +78,7 @@ def ui(customers: Project) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        for _ in range(240):
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/server_info", timeout=1):
-                    break
-            except OSError:
-                assert process.poll() is None, (customers.folder / "dev.log").read_text()
-                time.sleep(0.5)
+        wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGINT)

@@ -7,10 +7,8 @@ of the environment; without it moto's server is started on a free port.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlops_assets.store import ArtifactStore
+from mlops_assets_tests.servers import free_port, wait_for
 
 BUCKET = "mlops-assets-tests"
 # Read at import: other fixtures clear the environment.
@@ -83,25 +82,3 @@ def make_bucket(endpoint: str) -> None:
     )
     if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=BUCKET)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def wait_for(port: int) -> None:
-    """Return when somebody listens on a port; fail after a minute."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
