@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dagster import DagsterError, DagsterExecutionInterruptedError
+
 if TYPE_CHECKING:
     from dagster import AssetExecutionContext, AssetKey, InputContext, OutputContext
+
+
+class RunInterrupted(DagsterError, DagsterExecutionInterruptedError):
+    """Ends the run at once.
+
+    A step with a retry policy that is interrupted would be tried again, after Ctrl-C too. As a
+    `DagsterError` this gets past the policy, and as an interrupt it stops all other steps.
+    """
 
 
 def record_data_version(context: OutputContext, key: AssetKey, version: str) -> None:

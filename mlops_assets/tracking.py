@@ -16,7 +16,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
 from shutil import which
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 from urllib.parse import urlsplit, urlunsplit
 
 from dagster import BetaWarning, ConfigurableResource, DagsterExecutionInterruptedError
+from filelock import FileLock
 from pydantic import Field
 
 from mlops_assets.settings import PACKAGE
@@ -277,9 +278,11 @@ def _explicit_runs() -> type[MlFlow]:
         """Sets up the server and the experiment, and opens no run."""
 
         def __init__(self, context: Any) -> None:
-            mlflow.set_tracking_uri(context.resource_config["mlflow_tracking_uri"])
-            name = context.resource_config["experiment_name"]
-            _create_experiment(mlflow.tracking.MlflowClient(), name)
+            uri = context.resource_config["mlflow_tracking_uri"]
+            mlflow.set_tracking_uri(uri)
+            with _alone_on(uri):
+                client = mlflow.tracking.MlflowClient()
+                _create_experiment(client, context.resource_config["experiment_name"])
             super().__init__(context)  # type: ignore[no-untyped-call]
 
         def _setup(self) -> None:
@@ -290,13 +293,24 @@ def _explicit_runs() -> type[MlFlow]:
 
 def _create_experiment(client: Any, name: str) -> None:
     """Keep the artifacts of a local database beside it; MLflow would use the working directory."""
-    uri = urlsplit(client.tracking_uri)
-    if uri.scheme != "sqlite" or client.get_experiment_by_name(name) is not None:
-        return
-    database = Path(uri.path.removeprefix("/"))
-    client.create_experiment(
-        name, artifact_location=(database.absolute().parent / "mlartifacts" / name).as_uri()
-    )
+    database = _local_database(client.tracking_uri)
+    if database is not None and client.get_experiment_by_name(name) is None:
+        artifacts = database.parent / "mlartifacts" / name
+        client.create_experiment(name, artifact_location=artifacts.as_uri())
+
+
+def _alone_on(tracking_uri: str) -> AbstractContextManager[object]:
+    """Let one process at a time create the tables of a local database; MLflow breaks otherwise."""
+    database = _local_database(tracking_uri)
+    if database is None:
+        return nullcontext()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(database.with_name(f"{database.name}.lock"))
+
+
+def _local_database(tracking_uri: str) -> Path | None:
+    uri = urlsplit(tracking_uri)
+    return Path(uri.path.removeprefix("/")).absolute() if uri.scheme == "sqlite" else None
 
 
 @contextmanager

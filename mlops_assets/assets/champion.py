@@ -16,8 +16,9 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, explained, key_of, retry_policy
+from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy
 from mlops_assets.errors import DataError, ModelError
+from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.champions import Champion, ChampionChangedError, Champions

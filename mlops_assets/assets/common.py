@@ -1,17 +1,13 @@
-"""What the stages of a pipeline have in common as steps: names, retries, explained failures.
+"""What the stages of a pipeline have in common as steps: names and retries.
 
 What one stage does belongs in its own module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dagster import AssetKey, Backoff, Failure, Jitter, RetryPolicy
-
-from mlops_assets.errors import UserError
+from dagster import AssetKey, Backoff, Jitter, RetryPolicy
 
 if TYPE_CHECKING:
     from mlops_assets.spec import PipelineSpec, RetrySpec
@@ -32,7 +28,7 @@ def key_of(spec: PipelineSpec, stage: str) -> AssetKey:
 def retry_policy(retries: RetrySpec) -> RetryPolicy:
     """Translate a pipeline file's `retries` to Dagster's policy.
 
-    It only ever applies to failures that may pass: `explained` marks all others as final.
+    It only ever applies to failures that may pass: `failures.explained` marks the others as final.
     """
     backoff = {"exponential": Backoff.EXPONENTIAL, "linear": Backoff.LINEAR, "constant": None}
     return RetryPolicy(
@@ -46,12 +42,3 @@ def retry_policy(retries: RetrySpec) -> RetryPolicy:
 def source_options(store: StoreIOManager) -> dict[str, str]:
     """Return how sources are reached: on the same S3-compatible server as the store, if one is."""
     return {"endpoint": store.endpoint_url} if store.endpoint_url else {}
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn a user's mistake into a failure that says what to mend and is not retried."""
-    try:
-        yield
-    except UserError as error:
-        raise Failure(description=str(error), allow_retries=False) from error

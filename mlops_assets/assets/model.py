@@ -13,8 +13,9 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, explained, key_of, retry_policy
+from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy
 from mlops_assets.dagster_internals import recorded_input_version
+from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.tracking import MODEL_VERSION, MlflowTracking

@@ -13,8 +13,9 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, explained, key_of, retry_policy, source_options
+from mlops_assets.assets.common import STORE, key_of, retry_policy, source_options
 from mlops_assets.dagster_internals import observe_input
+from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 
 RULES = "declared_rules"

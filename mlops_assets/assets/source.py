@@ -12,7 +12,8 @@ from dagster import (
     multi_observable_source_asset,
 )
 
-from mlops_assets.assets.common import STORE, explained, key_of, source_options
+from mlops_assets.assets.common import STORE, key_of, source_options
+from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 
 

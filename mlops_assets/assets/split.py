@@ -17,7 +17,8 @@ from dagster import (
     multi_asset,
 )
 
-from mlops_assets.assets.common import STORE, explained, key_of, retry_policy
+from mlops_assets.assets.common import STORE, key_of, retry_policy
+from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec, Task
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -54,6 +55,7 @@ def run(pipelines: tuple[str, ...], as_json: bool) -> None:
     from mlops_assets.cli.run import run_pipelines
     from mlops_assets.cli.summary import as_text
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     summary = run_pipelines(pipelines)
     click.echo(as_text(summary))
     if as_json:

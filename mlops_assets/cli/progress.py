@@ -88,6 +88,8 @@ def reason_of(event: DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return data.user_failure_data.description
+    if data.error_source is not None and data.error_source.name == "INTERRUPT":
+        return "interrupted"
     if data.error is None:
         return event.message or "unknown"
     error = data.error.cause or data.error

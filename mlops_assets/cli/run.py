@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import click
 from dagster import AssetsDefinition, DagsterInstance, Definitions
+from filelock import FileLock
 
 from mlops_assets.cli.progress import progress_logger
 from mlops_assets.cli.summary import summarise
@@ -71,7 +73,9 @@ def local_instance() -> DagsterInstance:
         if configuration.is_file() and not link.exists():
             link.symlink_to(configuration)
         os.environ["DAGSTER_HOME"] = str(home)
-    return DagsterInstance.get()
+    # Two processes that create the same database at once leave one that neither can use.
+    with FileLock(Path(os.environ["DAGSTER_HOME"], "created.lock")):
+        return DagsterInstance.get()
 
 
 def _chosen(names: Sequence[str], pipelines: Pipelines) -> list[str]:

@@ -7,6 +7,7 @@ materialised since. What bytes are and where they lie is the rest of this folder
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,8 @@ from dagster import (
 from pydantic import Field
 
 from mlops_assets.dagster_internals import is_in_step, record_data_version, recorded_input_version
-from mlops_assets.errors import StoreError, UserError
+from mlops_assets.errors import StoreError
+from mlops_assets.failures import explained
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 
 LOAD_AS = "mlops/load_as"
@@ -51,15 +53,13 @@ class StoreIOManager(ConfigurableIOManager):
         """Write the value, and record its digest as the asset's data version."""
         key = _asset_key(context)
         partition = context.partition_key if context.has_asset_partitions else None
-        try:
+        with explained():
             artifact = obj if isinstance(obj, Artifact) else self._write(key, obj, partition)
             if artifact.key != tuple(key.path) or artifact.partition != partition:
                 raise StoreError(
                     f"{key.to_user_string()} returned an artefact of {'/'.join(artifact.key)}; "
                     "copy it under its own key first"
                 )
-        except UserError as error:
-            raise Failure(description=str(error), allow_retries=False) from error
         record_data_version(context, key, artifact.version)
         context.add_output_metadata(
             {
@@ -73,16 +73,10 @@ class StoreIOManager(ConfigurableIOManager):
     def load_input(self, context: InputContext) -> Any:
         """Read the version that this step's input was recorded with; by hand, the latest one."""
         key = _asset_key(context)
-        metadata = context.definition_metadata or {}
-        try:
+        form = (context.definition_metadata or {}).get(LOAD_AS)
+        with explained() if is_in_step(context) else nullcontext():
             artifact = self._find(context, key)
-            if metadata.get(LOAD_AS) == "artifact":
-                return artifact
-            return self.artifacts.read(artifact, metadata.get(LOAD_AS))
-        except UserError as error:
-            if not is_in_step(context):
-                raise
-            raise Failure(description=str(error), allow_retries=False) from error
+            return artifact if form == "artifact" else self.artifacts.read(artifact, form)
 
     def _write(self, key: AssetKey, value: object, partition: str | None) -> Artifact:
         try:

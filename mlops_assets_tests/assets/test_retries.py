@@ -45,6 +45,26 @@ def test_a_failure_that_may_pass_is_tried_again_up_to_the_limit(
     assert len(attempts) == 1 + 2
 
 
+def test_an_interrupt_ends_the_run_and_is_not_tried_again(
+    customers: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlops_assets.ml.train
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlops_assets.ml.train, "train", interrupted)
+    customers.add("others", CUSTOMERS)
+    job = customers.definitions().resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(instance=customers.instance, raise_on_error=False)
+
+    begun = [event.step_key for event in result.all_events if event.is_step_start]
+    assert not result.success
+    assert [event for event in result.all_events if event.is_step_up_for_retry] == []
+    assert begun[-1] == "customers__model"
+    assert "others__model" not in begun
+
+
 def test_a_failure_that_passes_leaves_no_trace_in_the_result(
     customers: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,32 @@ from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_custome
 MLOPS = str(Path(sys.executable).with_name("mlops"))
 
 
-def mlops(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "MLOPS_PIPELINES": project.settings.pipelines,
-        "MLOPS_STORE_URL": project.settings.store_url,
-        "MLFLOW_TRACKING_URI": project.settings.tracking_uri,
-        "DAGSTER_HOME": str(project.folder / "dagster"),
-    }
-    (project.folder / "dagster").mkdir(exist_ok=True)
-    return subprocess.run(
-        [MLOPS, *arguments], env=environment, capture_output=True, text=True, cwd=project.folder
+def start(project: Project, *command: str) -> subprocess.Popen[str]:
+    home = project.folder / "dagster"
+    home.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        command,
+        env={
+            **os.environ,
+            "MLOPS_PIPELINES": project.settings.pipelines,
+            "MLOPS_STORE_URL": project.settings.store_url,
+            "MLFLOW_TRACKING_URI": project.settings.tracking_uri,
+            "DAGSTER_HOME": str(home),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=project.folder,
     )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def mlops(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return finish(start(project, MLOPS, *arguments))
 
 
 def summary(done: subprocess.CompletedProcess[str]) -> Any:
@@ -106,6 +122,42 @@ def test_a_model_below_its_gate_is_reported_as_no_champion(customers: Project) -
     assert "0.999" in champion["reason"]
 
 
+def test_two_first_runs_at_once_leave_one_champion_and_usable_databases(
+    customers: Project,
+) -> None:
+    (customers.folder / "mlflow.db").unlink()
+    both = [start(customers, MLOPS, "run", "--json") for _ in range(2)]
+    done = [finish(process) for process in both]
+
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert not any("warning" in one.stderr for one in done)
+    changed = [summary(one)["pipelines"]["customers"]["champion"]["changed"] for one in done]
+    assert sorted(changed) == [False, True]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_at_once_and_the_next_one_succeeds(
+    customers: Project, signal_number: signal.Signals
+) -> None:
+    (customers.folder / "pipelines" / "slow_features_of_customers.py").write_text(
+        "import time\ndef slow(frame):\n    time.sleep(600)\n"
+    )
+    customers.add("customers", CUSTOMERS + "  features: slow_features_of_customers:slow\n")
+    process = start(customers, MLOPS, "run")
+    assert process.stderr is not None
+    while "customers/model" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(8)
+    process.send_signal(signal_number)
+    done = finish(process)
+
+    assert done.returncode == 1
+    assert "retried" not in done.stderr
+    assert "customers__model: interrupted" in done.stdout
+    customers.add("customers", CUSTOMERS)
+    assert mlops(customers, "run").returncode == 0
+
+
 def test_a_second_run_reports_the_champion_as_unchanged(customers: Project) -> None:
     first = summary(mlops(customers, "run", "--json"))["pipelines"]["customers"]["champion"]
     second = summary(mlops(customers, "run", "--json"))["pipelines"]["customers"]["champion"]
@@ -133,22 +185,9 @@ def test_schema_is_a_json_schema_that_knows_the_fields(customers: Project) -> No
 
 def test_dagster_job_execute_does_the_same(customers: Project) -> None:
     write_customers(customers.folder / "pipelines" / "customers.csv", rows=60)
-    environment = {
-        **os.environ,
-        "MLOPS_PIPELINES": customers.settings.pipelines,
-        "MLOPS_STORE_URL": customers.settings.store_url,
-        "MLFLOW_TRACKING_URI": customers.settings.tracking_uri,
-    }
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("dagster")),
-            *("job", "execute", "-m", "mlops_assets.definitions", "-j", "customers_training"),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=customers.folder,
-    )
+    dagster = str(Path(sys.executable).with_name("dagster"))
+    job = ("job", "execute", "-m", "mlops_assets.definitions", "-j", "customers_training")
+    done = finish(start(customers, dagster, *job))
 
     assert done.returncode == 0, done.stderr
     assert len(list((customers.folder / "store" / "customers" / "champion").iterdir())) == 1
