@@ -17,10 +17,15 @@ from dagster import (
 )
 
 from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy
-from mlops_assets.errors import DataError, ModelError
+from mlops_assets.errors import DataError, ModelError, StoreError
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
-from mlops_assets.store.artifacts import Artifact, ArtifactStore
+from mlops_assets.store.artifacts import (
+    Artifact,
+    ArtifactStore,
+    CorruptArtifactError,
+    MissingArtifactError,
+)
 from mlops_assets.store.champions import Champion, ChampionChangedError, Champions
 from mlops_assets.store.io_manager import LOAD_AS, StoreIOManager
 from mlops_assets.tracking import MlflowTracking
@@ -72,6 +77,7 @@ def build_champion(spec: PipelineSpec) -> AssetsDefinition:
             current, decision = promote_if_better(
                 spec, store.artifacts, model, test, metrics, run_id=context.run.run_id
             )
+            held = current and champion_artifact(spec, store.artifacts, current.version)
         context.log.info(decision.reason)
         facts: dict[str, Any] = {"changed": decision.promote, "reason": decision.reason}
         with tracking.trained(context.log, spec.name, model.version) as run:
@@ -84,7 +90,7 @@ def build_champion(spec: PipelineSpec) -> AssetsDefinition:
             run.log(tags={"mlops.promotion": decision.reason})
         if current is not None:
             facts |= {"version": current.version, "promotion": current.number}
-            yield Output(store.artifacts.find(key.path, current.version), metadata=facts)
+            yield Output(held, metadata=facts)
         yield AssetCheckResult(
             check_name=EXISTS,
             passed=current is not None,
@@ -94,6 +100,21 @@ def build_champion(spec: PipelineSpec) -> AssetsDefinition:
         )
 
     return champion
+
+
+def champion_artifact(spec: PipelineSpec, store: ArtifactStore, version: str) -> Artifact:
+    """Return the object of a champion, restored from `p/model` if it is missing or damaged.
+
+    Raises
+    ------
+    StoreError
+        It is neither here nor there.
+    """
+    key = key_of(spec, "champion").path
+    try:
+        return store.copy(store.find(key, version), key)
+    except (MissingArtifactError, CorruptArtifactError):
+        return store.copy(store.find(key_of(spec, "model").path, version), key)
 
 
 def promote_if_better(
@@ -165,9 +186,8 @@ def _compare(
     alone = decide_against(None)
     if current is None or not alone.promote:
         return alone
-    key = key_of(spec, "champion").path
     try:
-        champion = store.read(store.find(key, current.version))
+        champion = store.read(champion_artifact(spec, store, current.version))
         return decide_against(score(champion, test, by))
-    except (DataError, ModelError) as error:
+    except (DataError, ModelError, StoreError) as error:
         return Decision(True, f"the champion cannot be judged on this test set: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +172,34 @@ def test_a_champion_that_does_not_fit_the_new_data_gives_way(customers: Project)
     assert facts["changed"] is True
     assert "cannot be judged" in facts["reason"]
     assert "age" in facts["reason"]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"?")])
+def test_a_champion_that_is_lost_or_damaged_is_restored_from_its_model(
+    customers: Project, damage: Callable[[Path], None]
+) -> None:
+    first = customers.train("customers")
+    (held,) = (customers.folder / "store" / "customers" / "champion").iterdir()
+    intact = held.read_bytes()
+    damage(held)
+    customers.add("customers", DUMMY)
+    second = customers.train("customers")
+
+    assert second.success
+    assert version(second, "customers/champion") == version(first, "customers/champion")
+    assert held.read_bytes() == intact
+
+
+def test_a_champion_that_cannot_be_restored_gives_way(customers: Project) -> None:
+    customers.train("customers")
+    for stage in ("champion", "model"):
+        (held,) = (customers.folder / "store" / "customers" / stage).iterdir()
+        held.unlink()
+    customers.add("customers", DUMMY)
+    facts = metadata(customers.train("customers"), "customers/champion")
+
+    assert facts["changed"] is True
+    assert "is missing from the store" in facts["reason"]
 
 
 def test_a_step_reads_the_version_that_was_recorded_although_a_later_one_exists(
