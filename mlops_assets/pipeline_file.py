@@ -447,7 +447,8 @@ def _part_at(location: Location) -> type[BaseModel]:
 
 def _path(location: Location) -> str:
     """Return `data.checks.unique[0]: ` for a location, nothing for the file as a whole."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    parts = [part for part in location if part != "[key]"]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return f"{path.lstrip('.')}: " if path else ""
 
 

@@ -242,6 +242,10 @@ CATALOGUE = [
         "2:24: evaluate.gates.f1: '1' is not a condition",
     ),
     (
+        f'{HEAD}evaluate: {{gates: {{rocauc: ">= 1"}}}}{TAIL}',
+        "2:20: evaluate.gates.rocauc: 'rocauc' is not a metric (did you mean 'roc_auc'?)",
+    ),
+    (
         f"{HEAD}evaluate: {{metrics: [r2]}}{TAIL}",
         "2:22: evaluate.metrics[0]: 'r2' measures regression",
     ),

@@ -1,10 +1,14 @@
-"""What the stages of a pipeline have in common as steps: names and retries.
+"""What the stages of a pipeline have in common as steps: names, retries, warnings.
 
 What one stage does belongs in its own module.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dagster import AssetKey, Backoff, Jitter, RetryPolicy
@@ -37,6 +41,16 @@ def retry_policy(retries: RetrySpec) -> RetryPolicy:
         backoff=backoff[retries.backoff],
         jitter=Jitter.PLUS_MINUS if retries.jitter else None,
     )
+
+
+@contextmanager
+def warnings_logged(log: logging.Logger) -> Iterator[None]:
+    """Log what libraries warn of, once each, where the step's log is read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        log.warning("%s", " ".join(text.split()))
 
 
 def source_options(store: StoreIOManager) -> dict[str, str]:

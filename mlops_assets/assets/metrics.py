@@ -15,7 +15,7 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy
+from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy, warnings_logged
 from mlops_assets.dagster_internals import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
@@ -58,8 +58,9 @@ def build_metrics(spec: PipelineSpec) -> AssetsDefinition:
         test_version = str(recorded_input_version(context, key_of(spec, "test")))
         with explained(), tracking.trained(context.log, spec.name, model_version) as run:
             names = spec.metrics_for(problem_kind(model.task, model.classes))
-            evaluation = evaluate(model, test, names, seed=spec.split.seed)
-            drawn = figures(evaluation)
+            with warnings_logged(context.log):
+                evaluation = evaluate(model, test, names, seed=spec.split.seed)
+                drawn = figures(evaluation)
             card = model_card(spec, model, evaluation)
             run.log(
                 metrics=evaluation["metrics"],

@@ -13,7 +13,7 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy
+from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy, warnings_logged
 from mlops_assets.dagster_internals import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
@@ -44,14 +44,15 @@ def build_model(spec: PipelineSpec) -> AssetsDefinition:
         store: StoreIOManager = context.resources.store
         tracking: MlflowTracking = context.resources.mlflow
         with explained(), tracking.training(context.log, spec.name, context.run.run_id) as run:
-            trained = train_model(
-                train,
-                spec.model,
-                target=spec.data.target,
-                positive_class=spec.data.positive_class,
-                drop=[*spec.data.drop, *([spec.split.group] if spec.split.group else [])],
-                seed=spec.split.seed,
-            )
+            with warnings_logged(context.log):
+                trained = train_model(
+                    train,
+                    spec.model,
+                    target=spec.data.target,
+                    positive_class=spec.data.positive_class,
+                    drop=[*spec.data.drop, *([spec.split.group] if spec.split.group else [])],
+                    seed=spec.split.seed,
+                )
             artifact = store.artifacts.write(key.path, trained)
             context.log.info("trained a %s on %d rows", estimator, len(train))
             run.log(

@@ -30,6 +30,10 @@ RARE_CLASS = 0.01
 thousands of rows holds only a handful of its rows, too few for a stable metric."""
 
 
+REPEATED = 0.05
+"""Share of test rows that are repeated in the training set from which on it is reported."""
+
+
 def build_split(spec: PipelineSpec) -> AssetsDefinition:
     """Return the assets `p/train` and `p/test`, one step, with their checks."""
     train_key, test_key = key_of(spec, "train"), key_of(spec, "test")
@@ -58,6 +62,11 @@ def build_split(spec: PipelineSpec) -> AssetsDefinition:
                 description="No row, group or later time of the test set is in the training set.",
             ),
             AssetCheckSpec(
+                "no_repeated_rows",
+                asset=test_key,
+                description=f"Less than {REPEATED:.0%} of the test rows are also training rows.",
+            ),
+            AssetCheckSpec(
                 "class_balance",
                 asset=train_key,
                 description=f"No class has less than {RARE_CLASS:.0%} of the rows.",
@@ -79,16 +88,22 @@ def build_split(spec: PipelineSpec) -> AssetsDefinition:
         if unlabelled:
             context.log.warning("%d rows have no %s and are left out", unlabelled, spec.data.target)
         yield Output(parts.train, "train", metadata={"rows_without_target": unlabelled})
-        yield Output(
-            parts.test,
-            "test",
-            metadata={"rows_whose_content_is_also_in_train": repeated_rows(parts)},
-        )
+        yield Output(parts.test, "test")
         yield AssetCheckResult(
             asset_key=test_key,
             check_name="no_overlap",
             passed=not problems,
             description="; ".join(problems) or "nothing is shared",
+        )
+        repeated = repeated_rows(parts)
+        yield AssetCheckResult(
+            asset_key=test_key,
+            check_name="no_repeated_rows",
+            passed=repeated < REPEATED * len(parts.test),
+            severity=AssetCheckSeverity.WARN,
+            description=f"{repeated} of {len(parts.test)} test rows have the content of a training "
+            "row, which flatters the metrics",
+            metadata={"repeated_rows": repeated},
         )
         yield _class_balance(parts.train, task, spec)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from dagster import LoggerDefinition, logger
+from dagster import DagsterEventType, LoggerDefinition, logger
 
 if TYPE_CHECKING:
-    from dagster import AssetKey, AssetMaterialization, DagsterEvent
+    from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterEvent
 
 
 class ProgressHandler(logging.Handler):
@@ -32,6 +32,7 @@ class ProgressHandler(logging.Handler):
         self._echo = echo
         self._position = 0
         self._begun: dict[str, float] = {}
+        self._broken: dict[str, list[AssetCheckEvaluation]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the line for one of Dagster's events, or for a warning of a step."""
@@ -40,7 +41,7 @@ class ProgressHandler(logging.Handler):
             self._emit_event(event)
             return
         said = getattr(record, "dagster_meta", {})
-        if record.levelno >= logging.WARNING and said.get("step_key"):
+        if record.levelno >= logging.WARNING and said.get("step_key") in self._begun:
             self._echo(f"        {record.levelname.lower()}: {said['orig_message']}")
 
     def _emit_event(self, event: DagsterEvent) -> None:
@@ -54,13 +55,21 @@ class ProgressHandler(logging.Handler):
             self._echo(f"[{self._position:>{self._width}}/{len(self._steps)}] {names}")
         elif event.is_step_materialization:
             self._echo(f"        {_facts(event.step_materialization_data.materialization)}")
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if not check.passed:
+                self._broken.setdefault(step, []).append(check)
+                severity = check.severity.value.lower()
+                self._echo(f"        {severity}: {check.check_name}: {check.description}")
         elif event.is_step_up_for_retry:
             error = event.step_retry_data.error
             cause = (error.cause or error) if error else None
             self._position -= 1
             self._echo(f"        retried: {first_line(cause.message) if cause else 'failed'}")
         elif event.is_step_failure:
-            self._echo(f"        FAILED: {first_line(reason_of(event))}")
+            self._echo(
+                f"        FAILED: {first_line(reason_of(event, self._broken.get(step, ())))}"
+            )
         elif event.is_step_success:
             self._echo(f"        done in {monotonic() - self._begun[step]:.1f} s")
 
@@ -83,9 +92,16 @@ def progress_logger(
     return console
 
 
-def reason_of(event: DagsterEvent) -> str:
-    """Return why a step failed, in the words of whoever raised the failure."""
+def reason_of(event: DagsterEvent, broken: Sequence[AssetCheckEvaluation]) -> str:
+    """Return why a step failed, in the words of whoever raised the failure.
+
+    `broken` are the step's checks that did not pass; of those that block, Dagster's own error gives
+    the names only.
+    """
     data = event.step_failure_data
+    blocking = [check for check in broken if check.blocking]
+    if blocking:
+        return "\n".join(f"{check.check_name}: {check.description}" for check in blocking)
     if data.user_failure_data is not None and data.user_failure_data.description:
         return data.user_failure_data.description
     if data.error_source is not None and data.error_source.name == "INTERRUPT":

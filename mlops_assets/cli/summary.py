@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dagster import DagsterEventType
+
 from mlops_assets.assets.champion import EXISTS
 from mlops_assets.cli.progress import reason_of
 
 if TYPE_CHECKING:
-    from dagster import AssetKey, ExecuteInProcessResult
+    from dagster import AssetCheckEvaluation, AssetKey, ExecuteInProcessResult
 
     from mlops_assets.pipeline_file import Pipelines
 
@@ -89,13 +91,18 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 def _outcomes(result: ExecuteInProcessResult | None) -> dict[str, tuple[str, str | None]]:
     outcomes: dict[str, tuple[str, str | None]] = {}
+    broken: dict[str, list[AssetCheckEvaluation]] = {}
     for event in result.all_events if result is not None else ():
-        if event.step_key is None:
+        step = event.step_key
+        if step is None:
             continue
         if event.is_step_success:
-            outcomes[event.step_key] = ("executed", None)
+            outcomes[step] = ("executed", None)
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            broken.setdefault(step, []).extend([] if check.passed else [check])
         elif event.is_step_failure:
-            outcomes[event.step_key] = ("failed", f"{event.step_key}: {reason_of(event)}")
+            outcomes[step] = ("failed", f"{step}: {reason_of(event, broken.get(step, ()))}")
     return outcomes
 
 
@@ -106,7 +113,7 @@ def _add_results(reports: dict[str, dict[str, Any]], result: ExecuteInProcessRes
             pipeline, stage = made.asset_key.path[0], made.asset_key.path[-1]
             if stage == "metrics":
                 reports[pipeline]["metrics"] = made.metadata["metrics"].value
-        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
             if check.check_name == EXISTS:
                 facts = {name: value.value for name, value in check.metadata.items()}

@@ -54,21 +54,35 @@ def import_name(dotted: str, field: str) -> Any:
     module, _, name = dotted.rpartition(".")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(f"{field}: {dotted} cannot be imported: {error}") from error
+    except Exception as error:  # a module may do anything when it is imported
+        raise ModelError(f"{field}: {dotted} cannot be imported: {_told(error)}") from error
 
 
 @contextmanager
 def refusals_explained(model: ModelSpec) -> Iterator[None]:
-    """Say which field of the pipeline file to change when the estimator refuses its input."""
+    """Say which field of the pipeline file to change when its code refuses the input or fails.
+
+    Other errors, such as those of files and of memory, may pass by themselves and stay as they are.
+    """
     try:
         yield
-    except (TypeError, ValueError, ArithmeticError) as error:
-        message = " ".join(str(error).split())[:500]
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        message = _told(error)
         named = re.search(r"[Tt]he '(\w+)' parameter of|argument '(\w+)'", message)
         param = next(filter(None, named.groups()), None) if named else None
-        field = "model.estimator" if param is None else f"model.params.{param}"
-        raise ModelError(f"{field}: {model.estimator} refused: {message}") from error
+        field, code = "model.estimator", model.estimator
+        if param is not None:
+            field = f"model.params.{param}"
+        elif model.features != "auto":
+            field, code = "model.features", f"{model.features} or {model.estimator} after it"
+        raise ModelError(f"{field}: {code} refused: {message}") from error
+
+
+def _told(error: Exception) -> str:
+    """Return the error's message on one line, with its kind where the message alone says little."""
+    message = " ".join(str(error).split())[:500]
+    speaks = isinstance(error, TypeError | ValueError | ArithmeticError | ImportError)
+    return message if speaks else f"{type(error).__name__}: {message}"
 
 
 def estimator_task(model: ModelSpec, estimator: Any) -> Task | None:

@@ -6,6 +6,7 @@ Computing only: `figures` draws the result, `promote` compares it, `model_card` 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,15 @@ _CURVE_CLASSES = 10
 _SCATTER_POINTS = 1_000
 _IMPORTANCE_ROWS = 2_000
 _IMPORTANCE_REPEATS = 5
+# not defined for every prediction, so that a permuted column may have none
+_PARTIAL_METRICS = {
+    "neg_mean_gamma_deviance",
+    "neg_mean_poisson_deviance",
+    "neg_mean_squared_log_error",
+    "neg_negative_likelihood_ratio",
+    "neg_root_mean_squared_log_error",
+    "positive_likelihood_ratio",
+}
 
 
 def evaluate(
@@ -37,7 +47,8 @@ def evaluate(
         Rows with the features and the target.
     metrics
         Names of scikit-learn scorers, all greater-is-better; by default those of the kind of
-        problem. Feature importances are measured with the first one.
+        problem. Feature importances are measured with the first one, if it is defined for any
+        prediction.
     seed
         For the rows and permutations behind feature importances and scatter points.
 
@@ -50,9 +61,9 @@ def evaluate(
             What was measured; `classes` is None for a regression.
         ``metrics``
             Name -> value.
-        ``feature_importance``
+        ``feature_importance``, ``importance_metric``
             ``{"column", "mean", "std"}`` per original column, the most important first: the loss of
-            the first metric when the column's values are permuted.
+            the metric when the column's values are permuted.
         ``confusion_matrix``, ``per_class``, ``roc``, ``precision_recall``, ``calibration``
             Classification. Rows of the matrix are true classes. Curves are lists of
             ``{"class", "x", "y"}``, at most 200 points each: of the positive class, or of each of
@@ -65,22 +76,28 @@ def evaluate(
     DataError
         The test set is empty, differs from the training data, or lacks what a metric needs.
     ModelError
-        A metric does not fit the kind of problem or the estimator.
+        A metric does not fit the kind of problem or the estimator, or this has no answer for some
+        row.
     """
     if test.empty:
         raise DataError("the test set has no rows; a larger split.test_size is needed")
     features = conform(test, model.features)
     target = encode(test[model.target], model.classes)
     kind = problem_kind(model.task, model.classes)
-    names = list(metrics) or default_metrics(kind, _methods(model))
+    defaults = default_metrics(kind, _methods(model))
+    names = list(metrics) or defaults
+    model.predict(test)  # an estimator without an answer is not the metrics' fault
+    values = {name: _measure(model, features, target, name) for name in names}
+    important = next(name for name in [*names, *defaults] if name not in _PARTIAL_METRICS)
     result = {
         "kind": kind,
         "task": model.task,
         "target": model.target,
         "rows": len(test),
         "classes": model.classes,
-        "metrics": {name: _measure(model, features, target, name) for name in names},
-        "feature_importance": _importances(model, features, target, names[0], seed),
+        "metrics": values,
+        "feature_importance": _importances(model, features, target, important, seed),
+        "importance_metric": important,
     }
     details = _regression if model.classes is None else _classification
     return result | details(model, features, target, seed)
@@ -93,13 +110,16 @@ def score(model: TrainedModel, frame: pd.DataFrame, metric: str) -> float:
 
 
 def _measure(model: TrainedModel, features: pd.DataFrame, target: Any, metric: str) -> float:
+    from sklearn.exceptions import UndefinedMetricWarning
     from sklearn.metrics import get_scorer
 
     _require_applicable(model, metric)
     try:
-        value = float(get_scorer(metric)(model.pipeline, features, target))
+        # what it warns about is that the value is not finite
+        with warnings.catch_warnings(action="ignore", category=UndefinedMetricWarning):
+            value = float(get_scorer(metric)(model.pipeline, features, target))
     except ValueError as error:
-        raise _not_computable(model, target, metric, str(error)) from error
+        raise _not_computable(model, target, metric, " ".join(str(error).split())) from error
     if not math.isfinite(value):
         raise _not_computable(model, target, metric, f"the result is {value}")
     return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.errors import DataError, ModelError
-from mlops_assets.ml.estimators import import_name, is_tree_based
+from mlops_assets.ml.estimators import import_name, is_tree_based, refusals_explained
 from mlops_assets.ml.schema import schema_of
 from mlops_assets.spec import ColumnType, ModelSpec
 
@@ -35,7 +35,7 @@ def build_features(frame: pd.DataFrame, model: ModelSpec, estimator: Any) -> Any
     Raises
     ------
     ModelError
-        The function cannot be imported, or returns something else than a transformer.
+        The function cannot be imported, fails, or returns something else than a transformer.
     DataError
         No column is usable as a feature.
     """
@@ -44,7 +44,8 @@ def build_features(frame: pd.DataFrame, model: ModelSpec, estimator: Any) -> Any
     function = import_name(model.features.replace(":", "."), "model.features")
     if not callable(function):
         raise ModelError(f"model.features: {model.features} is no function")
-    transformer = function(frame)
+    with refusals_explained(model):
+        transformer = function(frame)
     if not (hasattr(transformer, "fit") and hasattr(transformer, "transform")):
         raise ModelError(
             f"model.features: {model.features} returned a {type(transformer).__name__}; it must "

@@ -7,6 +7,7 @@ evaluation gives the same bytes.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,13 @@ def _png(draw: Callable[[Axes, Mapping[str, Any]], None], evaluation: Mapping[st
     from matplotlib.figure import Figure
     from PIL import Image
 
-    # names of columns and classes may hold a $, which is no formula
-    with rc_context({"text.parse_math": False, "font.size": 9, "font.family": "DejaVu Sans"}):
+    with (
+        # names of columns and classes may hold a $, which is no formula
+        rc_context({"text.parse_math": False, "font.size": 9, "font.family": "DejaVu Sans"}),
+        warnings.catch_warnings(),
+    ):
+        # a character that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(6, 4.5), dpi=100, layout="constrained")
         canvas: Any = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -123,7 +129,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], **style: Any) 
 
 def _draw_importance(axes: Axes, evaluation: Mapping[str, Any]) -> None:
     shown = evaluation["feature_importance"][:_MOST_COLUMNS][::-1]
-    metric = next(iter(evaluation["metrics"]))
+    metric = evaluation["importance_metric"]
     positions = range(len(shown))
     axes.barh(
         positions,

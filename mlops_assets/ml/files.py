@@ -176,7 +176,8 @@ def _file_system(uri: str, options: dict[str, str]) -> tuple[AbstractFileSystem,
         client_options={"allow_http": True, "connect_timeout": "10s"},
         retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
     )
-    return store, uri.partition("://")[2]
+    # obstore takes the host of localhost:8000/x.csv for a scheme
+    return store, uri if scheme.startswith("http") else uri.partition("://")[2]
 
 
 def _remote_file(system: AbstractFileSystem, uri: str, path: str, part: str) -> SourceFile:
@@ -218,4 +219,7 @@ def _mendable(name: str) -> Iterator[None]:
             ) from error
         if "NoSuchBucket" in str(error):
             raise DataError(f"data.uri: {name}: there is no such bucket") from error
+        if type(error).__module__.startswith("obstore"):
+            # the lines after the first are pages of obstore's own state
+            raise OSError(f"data.uri: {name}: {str(error).splitlines()[0]}") from None
         raise

@@ -100,7 +100,8 @@ class TrainedModel:
             return getattr(self.pipeline, method)(features)
         except ValueError as error:
             estimator = type(self.pipeline[-1]).__name__
-            raise ModelError(f"{estimator} cannot predict these rows: {error}") from error
+            message = " ".join(str(error).split())[:500]
+            raise ModelError(f"{estimator} cannot predict these rows: {message}") from error
 
 
 def problem_kind(task: Task, classes: Sequence[object] | None) -> ProblemKind:

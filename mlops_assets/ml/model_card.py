@@ -42,7 +42,7 @@ def model_card(spec: PipelineSpec, model: TrainedModel, evaluation: Mapping[str,
         *_gates(spec, evaluation["metrics"]),
         *_classes(evaluation),
         "## What it depends on most",
-        f"Loss of {next(iter(evaluation['metrics']))} when a column's values are permuted.",
+        f"Loss of {evaluation['importance_metric']} when a column's values are permuted.",
         _table(
             ("column", "loss"),
             _rounded(

@@ -23,6 +23,7 @@ are is `files`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +49,8 @@ _BOOLEAN = r"(?i)^(?:true|false)$"
 _DECLARED_BOOLEAN = r"(?i)^(?:true|false|yes|no|t|f|y|n|1|0)$"
 _TRUE = r"(?i)^(?:true|yes|t|y|1)$"
 _FREE_TEXT_DISTINCT = 50
+# above it squares, and so variances, overflow
+_LARGEST_NUMBER = 1e150
 
 
 def read(
@@ -58,7 +61,8 @@ def read(
     Parameters
     ----------
     data
-        Where the data is and what is declared about it.
+        Where the data is and what is declared about it. A column of `data.drop` that is of none of
+        the types is left out, unless something else is declared about it.
     folder
         What a relative `data.uri` is relative to.
     storage_options
@@ -67,9 +71,10 @@ def read(
     Returns
     -------
     pandas.DataFrame
-        All columns, with the dtypes that this module's docstring lists; the index ``row`` (int64)
-        counts rows from 0, over all files in sorted order. Bundled data sets have snake_case
-        names; their target column is ``species`` for iris, otherwise ``target``.
+        All columns, with the dtypes that this module's docstring lists; the index ``row`` (int64;
+        ``row_`` if a column has that name) counts rows from 0, over all files in sorted order.
+        Bundled data sets have snake_case names; their target column is ``species`` for iris,
+        otherwise ``target``.
 
     Raises
     ------
@@ -110,12 +115,20 @@ def _require_columns(data: DataSpec, source: Source) -> None:
 def _typed_frame(source: Source, data: DataSpec) -> pd.DataFrame:
     import pandas as pd
 
-    columns = {
-        name: _typed(column, _Column(name, source, data.columns.get(name), data.missing_values))
-        for name, column in zip(source.table.column_names, source.table.columns, strict=True)
-    }
-    index = pd.RangeIndex(source.table.num_rows, name="row")
-    return pd.DataFrame({name: pd.Series(values, index) for name, values in columns.items()}, index)
+    checks = data.checks
+    declared = {*data.columns, *checks.unique, *checks.not_null, *checks.between}
+    ignorable = set(data.drop) - declared
+    index_name = "row"
+    while index_name in source.table.column_names:
+        index_name += "_"
+    index = pd.RangeIndex(source.table.num_rows, name=index_name)
+    columns = {}
+    for name, values in zip(source.table.column_names, source.table.columns, strict=True):
+        column = _Column(name, source, data.columns.get(name), data.missing_values)
+        # a column that nobody uses must not stop a pipeline
+        with suppress(DataError) if name in ignorable else nullcontext():
+            columns[name] = pd.Series(_typed(values, column), index)
+    return pd.DataFrame(columns, index)
 
 
 class _Column(NamedTuple):
@@ -152,12 +165,13 @@ def _typed(values: pa.ChunkedArray, column: _Column) -> Any:
         own = "number"
     elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         own = "datetime"
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+    elif kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
         own = "text"
     else:
         raise DataError(
             f"{column.source.name}: column {column.name} is of the type {kind}, which is no "
-            "number, text, boolean or time; give each value its own column, or leave it out"
+            "number, text, boolean, date or timestamp; convert it, give each value its own column, "
+            "or list it under data.drop"
         )
     if own != "text" and column.declared in (None, own):
         return {"boolean": _booleans, "number": _numbers, "datetime": _datetimes}[own](
@@ -274,9 +288,11 @@ def _numbers(values: pa.ChunkedArray, column: _Column) -> Any:
         except pa.ArrowInvalid:  # unsigned and beyond int64
             pass
     numbers = values.cast(pa.float64(), safe=False).to_numpy().astype("float64")
-    if np.isinf(numbers).any():
+    too_large = np.abs(numbers) > _LARGEST_NUMBER
+    if too_large.any():
+        what = f"is infinite or beyond {_LARGEST_NUMBER:g}"
         remedy = "correct the values, or list them under data.missing_values"
-        raise column.problem("is infinite", values, np.isinf(numbers), remedy)
+        raise column.problem(what, values, too_large, remedy)
     return numbers
 
 

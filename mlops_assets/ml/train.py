@@ -149,9 +149,9 @@ def _encode_class_weight(estimator: Any, classes: Sequence[ClassLabel] | None) -
 
 
 def _is_continuous(target: pd.Series) -> bool:
-    distinct = target.nunique()
-    many = distinct > max(_MOST_NUMERIC_CLASSES, len(target) / 10)
-    return bool((target % 1 != 0).any() or many)
+    values = target.dropna()
+    many = values.nunique() > max(_MOST_NUMERIC_CLASSES, len(values) / 10)
+    return bool((values % 1 != 0).any() or many)
 
 
 def _classes(target: pd.Series, positive: str | int | bool | None) -> list[ClassLabel]:

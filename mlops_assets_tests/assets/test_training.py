@@ -58,6 +58,7 @@ def test_the_shipped_churn_pipeline_makes_a_good_champion(
         "raw:declared_rules": True,
         "train:class_balance": True,
         "test:no_overlap": True,
+        "test:no_repeated_rows": True,
         "metrics:gate_roc_auc": True,
         "champion:champion_exists": True,
     }
@@ -283,6 +284,28 @@ def test_a_mistake_in_the_data_fails_once_with_a_reason_or_is_coped_with(
     ]
     assert failure.user_failure_data is not None
     assert said in (failure.user_failure_data.description or "")
+
+
+def test_rows_that_are_repeated_in_both_sets_are_warned_of(customers: Project) -> None:
+    data = customers.folder / "pipelines" / "customers.csv"
+    header, *rows = data.read_text().splitlines()
+    data.write_text("\n".join([header, *rows, *rows, *rows]))
+
+    assert (
+        checks(customers.train("customers", "raw", "train", "test"))["test:no_repeated_rows"]
+        is False
+    )
+
+
+def test_what_a_library_warns_of_is_in_the_log_of_the_step(
+    customers: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    customers.add("customers", CUSTOMERS.replace("{max_iter: 500}", "{max_iter: 1}"))
+    customers.train("customers")
+
+    logged = [line for line in capfd.readouterr().err.splitlines() if "failed to converge" in line]
+    assert len(logged) == 1
+    assert "customers__model" in logged[0]
 
 
 def test_a_broken_rule_stops_the_pipeline_and_names_rows(customers: Project) -> None:

@@ -78,6 +78,8 @@ def test_run_materialises_every_pipeline_and_says_what_came_out(customers: Proje
 def test_run_goes_on_with_the_others_when_one_pipeline_fails_and_one_file_is_broken(
     customers: Project,
 ) -> None:
+    rule = "target: left\n  checks: {between: {age: [0, 60]}}"
+    customers.add("strict", CUSTOMERS.replace("target: left", rule))
     customers.add("missing", CUSTOMERS.replace("customers.csv", "nowhere.csv"))
     broken = customers.add("broken", CUSTOMERS.replace("target: left", "targt: left"))
     done = mlops(customers, "run", "--json")
@@ -92,6 +94,10 @@ def test_run_goes_on_with_the_others_when_one_pipeline_fails_and_one_file_is_bro
     assert f"{broken}:3:3" in pipelines["broken"]["error"]
     assert "target" in pipelines["broken"]["error"]
     assert f"{broken}:3:3" in done.stderr
+    assert "age" in pipelines["strict"]["error"]
+    assert "60" in pipelines["strict"]["error"]
+    assert "error: declared_rules: " in done.stderr
+    assert "Dependencies for step" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

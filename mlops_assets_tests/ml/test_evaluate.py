@@ -183,6 +183,38 @@ def test_no_metric_is_ever_nan(binary: pd.DataFrame, binary_model: TrainedModel)
             assert "'no'" in message
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [name for name, scorer in SCORERS.items() if "regression" in scorer.kinds],
+)
+def test_importances_are_measured_though_permuted_rows_have_no_such_metric(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.uniform(0, 9, 60), "z": rng.uniform(-9, 0, 60)})
+    frame["y"] = 3 * frame["x"] + 3 * frame["z"] + rng.random(60)
+    frame = frame[frame["y"] > 1]
+    ridge = train(frame, ModelSpec(estimator="sklearn.linear_model.Ridge"), target="y")
+    evaluation = evaluate(ridge, frame, [metric])
+    assert list(evaluation["metrics"]) == [metric]
+    assert all(np.isfinite(one["mean"]) for one in evaluation["feature_importance"])
+
+
+def test_an_estimator_without_an_answer_is_not_the_metrics_fault(binary: pd.DataFrame) -> None:
+    estimator = "sklearn.neighbors.RadiusNeighborsClassifier"
+    model = train(
+        binary[1:], ModelSpec(estimator=estimator, params={"radius": 0.01}), target="grown"
+    )
+    with pytest.raises(ModelError, match=r"^RadiusNeighborsClassifier cannot predict.*larger rad"):
+        evaluate(model, binary)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_metric_without_a_value_is_told_once(
+    binary: pd.DataFrame, binary_model: TrainedModel
+) -> None:
+    with pytest.raises(DataError, match="roc_auc cannot be computed"):
+        evaluate(binary_model, binary[binary["grown"] == "yes"])
+
+
 def test_a_class_that_training_never_saw_is_named(
     binary: pd.DataFrame, binary_model: TrainedModel
 ) -> None:

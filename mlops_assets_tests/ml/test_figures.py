@@ -64,6 +64,11 @@ def test_every_kind_of_problem_has_its_figures(
         assert len(image.convert("RGB").getcolors(1_000_000)) > 10
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_script_that_the_font_lacks_is_drawn_without_a_warning() -> None:
+    assert figures(_evaluation(["小", "大"] * 30, LOGISTIC, column="東\a京"))
+
+
 def test_names_are_no_formulas() -> None:
     assert figures(_evaluation(["$a", "b$_{"] * 20, LOGISTIC, column=r"$\frac{1}{"))
 

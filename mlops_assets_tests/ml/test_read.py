@@ -163,6 +163,7 @@ def test_a_nameless_column_gets_a_name(read_csv: Reader) -> None:
         (b"x\n1\ninf\n", ["column x", "infinite", "row 1"]),
         (b"x\n1\n2\n" + b"y" * 10_000, ["2 numbers", "yyy\u2026' in row 2"]),
         (b"x\n1\n1e999\n", ["column x", "infinite", "row 1"]),
+        (b"x\n1\n-1e151\n", ["column x", "beyond 1e+150", "'-1e+151' in row 1"]),
         (b"y\n1\n", ["data.target", "no column x", "y"]),
     ],
 )
@@ -271,6 +272,7 @@ def test_parquet_types_become_the_five_types(tmp_path: Path) -> None:
             "at": pa.array([0, None], pa.timestamp("ms", "Europe/Berlin")),
             "color": pa.array(["red", "blue"]).dictionary_encode(),
             "code": pa.array(["01", "02"]),
+            "view": pa.array(["a", None], pa.string_view()),
             "nothing": pa.nulls(2),
         }
     )
@@ -286,6 +288,7 @@ def test_parquet_types_become_the_five_types(tmp_path: Path) -> None:
         "at": "datetime64[ns]",
         "color": "category",
         "code": "category",
+        "view": "category",
         "nothing": "float64",
     }
 
@@ -333,6 +336,26 @@ def test_a_parquet_column_of_another_type_is_named(column: pa.Array, tmp_path: P
     pq.write_table(pa.table({"x": [1], "odd": column}), tmp_path / "data.parquet")
     with pytest.raises(DataError, match=r"data\.parquet: column odd is of the type"):
         read(DataSpec(uri="data.parquet", target="x"), tmp_path)
+
+
+def test_a_dropped_column_of_another_type_does_not_stop_a_pipeline(tmp_path: Path) -> None:
+    table = pa.table({"x": [1, 2], "vector": [[1], [2]], "kept": ["a", "b"]})
+    pq.write_table(table, tmp_path / "data.parquet")
+    data = DataSpec(uri="data.parquet", target="x", drop=["vector", "kept"])
+    assert list(read(data, tmp_path)) == ["x", "kept"]
+    checked = data.model_copy(update={"checks": DataChecks(not_null=["vector"])})
+    with pytest.raises(DataError, match="vector is of the type list"):
+        read(checked, tmp_path)
+
+
+def test_a_dropped_column_may_mix_numbers_and_text(read_csv: Reader) -> None:
+    assert list(read_csv("x,id\n1,1\n2,a\n3,3\n", drop=["id"])) == ["x"]
+
+
+def test_a_column_may_have_the_name_of_the_index(read_csv: Reader, tmp_path: Path) -> None:
+    frame = read_csv("x,row,index\n1,7,a\n2,8,b\n")
+    assert frame["row"].tolist() == [7, 8]
+    assert frame.index.name == "row_"
 
 
 def test_the_files_of_a_glob_are_read_in_sorted_order(tmp_path: Path) -> None:
@@ -570,6 +593,30 @@ def test_a_file_is_read_over_http(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="does not exist"):
             read(spec.model_copy(update={"uri": spec.uri.replace("data", "other")}), tmp_path)
         server.shutdown()
+
+
+def test_a_named_host_with_a_port_is_no_scheme(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("localhost", 0), _NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://localhost:{server.server_port}/data.csv"
+        with pytest.raises(DataError, match=f"{uri} does not exist"):
+            read(DataSpec(uri=uri, target="x"), tmp_path)
+        server.shutdown()
+
+
+def test_a_server_that_does_not_answer_may_do_so_later(tmp_path: Path) -> None:
+    uri = "http://localhost:1/data.csv"
+    with pytest.raises(OSError, match=rf"^data\.uri: {uri}: .*HTTP error.*$") as error:
+        read(DataSpec(uri=uri, target="x"), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+class _NotFound(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 def test_any_file_system_of_fsspec_is_read(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from mlops_assets.errors import DataError, ModelError
 from mlops_assets.ml.read import read
 from mlops_assets.ml.split import split
-from mlops_assets.ml.train import infer_task, problem_kind, train
-from mlops_assets.spec import DataSpec, ModelSpec, SplitSpec
+from mlops_assets.ml.train import infer_task, problem_kind, suited_task, train
+from mlops_assets.spec import DataSpec, ModelSpec, SplitSpec, Task
 
 from .conftest import CHURN
 
@@ -115,6 +115,13 @@ def test_a_target_that_does_not_suit_the_estimator_is_explained(
         train(_frame(target), model, target="y")
     for word in ["data.target", *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("known", [None, "classification"])
+def test_a_target_of_whole_numbers_is_one_of_classes_though_values_are_missing(
+    known: Task | None,
+) -> None:
+    assert suited_task(pd.Series([0.0, 1.0, None] * 10, name="y"), known) == "classification"
 
 
 def test_a_missing_target_column_is_named() -> None:
@@ -250,7 +257,12 @@ def own_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return make_column_transformer((StandardScaler(), ['x']))\n"
         "def nothing(frame):\n"
         "    return None\n"
+        "def failing(frame):\n"
+        "    return frame['nope']\n"
+        "def misspelt(frame):\n"
+        "    return make_column_transformer((StandardScaler(), ['xx']))\n"
     )
+    (tmp_path / "own_failing.py").write_text("raise RuntimeError('not today')\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "own_features"
     sys.modules.pop("own_features", None)
@@ -268,6 +280,9 @@ def test_features_may_come_from_a_function_of_the_user(own_features: str) -> Non
         ("own_features:nothing", "returned a NoneType"),
         ("own_features:other", "cannot be imported"),
         ("no_such_module:scaled", "cannot be imported"),
+        ("own_failing:scaled", "cannot be imported: RuntimeError: not today"),
+        ("own_features:failing", "own_features:failing or .*refused: KeyError: 'nope'"),
+        ("own_features:misspelt", "own_features:misspelt or .*refused: .*'xx'"),
     ],
 )
 def test_a_function_without_a_transformer_is_explained(
