@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mlops_assets.cli.progress import progress_logger
 from mlops_assets.cli.summary import summarise
-from mlops_assets.definitions import build_defs
+from mlops_assets.definitions import defs
 from mlops_assets.errors import SettingsError
 from mlops_assets.pipeline_file import Pipelines, load_pipelines
 from mlops_assets.settings import Settings, local_state, project_folder
@@ -30,17 +30,12 @@ def run_pipelines(names: Sequence[str]) -> dict[str, Any]:
         A name is not that of a pipeline, or the settings are wrong.
     """
     begun = monotonic()
-    settings = Settings.from_environment()
-    pipelines = load_pipelines(settings.pipelines)
+    pipelines = load_pipelines(Settings.from_environment().pipelines)
     names = _chosen(names, pipelines)
-    for name in names:
-        if name in pipelines.broken:
-            click.echo(str(pipelines.broken[name]), err=True)
     valid = [name for name in names if name in pipelines.valid]
-    definitions = build_defs(settings)
     steps = {
         assets.op.name: sorted(assets.keys)
-        for assets in definitions.assets or ()
+        for assets in defs.assets or ()
         if isinstance(assets, AssetsDefinition)
         and assets.is_executable
         and assets.is_materializable
@@ -50,7 +45,7 @@ def run_pipelines(names: Sequence[str]) -> dict[str, Any]:
     if steps:
         logger = progress_logger(steps, lambda line: click.echo(line, err=True))
         job = Definitions.merge(
-            definitions, Definitions(loggers={"console": logger})
+            defs, Definitions(loggers={"console": logger})
         ).resolve_implicit_global_asset_job_def()
         with local_instance() as instance:
             result = job.execute_in_process(
@@ -66,15 +61,18 @@ def run_pipelines(names: Sequence[str]) -> dict[str, Any]:
 def local_instance() -> DagsterInstance:
     """Return the instance of `DAGSTER_HOME`, or the one in the checkout, which `make dev` shows."""
     if not os.environ.get("DAGSTER_HOME"):
-        home = local_state("dagster")
-        home.mkdir(parents=True, exist_ok=True)
-        configuration = project_folder() / "dagster.yaml"
-        link = home / "dagster.yaml"
+        local = local_state("dagster")
+        local.mkdir(parents=True, exist_ok=True)
+        configuration, link = project_folder() / "dagster.yaml", local / "dagster.yaml"
         if configuration.is_file() and not link.exists():
             link.symlink_to(configuration)
-        os.environ["DAGSTER_HOME"] = str(home)
+        os.environ["DAGSTER_HOME"] = str(local)
+    home = Path(os.environ["DAGSTER_HOME"])
+    if not home.is_absolute():
+        raise SettingsError(f"DAGSTER_HOME={str(home)!r}: an absolute path is allowed.")
+    home.mkdir(parents=True, exist_ok=True)
     # Two processes that create the same database at once leave one that neither can use.
-    with FileLock(Path(os.environ["DAGSTER_HOME"], "created.lock")):
+    with FileLock(home / "created.lock"):
         return DagsterInstance.get()
 
 
