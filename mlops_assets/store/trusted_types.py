@@ -19,8 +19,6 @@ _OURS = (
 
 _PARTS_OF_ESTIMATORS = (
     "numpy.dtype",
-    "scipy._lib.array_api_compat.numpy._aliases.asarray",
-    "scipy.interpolate._bsplines.BSpline",
     "scipy.sparse._csc.csc_array",
     "scipy.sparse._csc.csc_matrix",
     "scipy.sparse._csr.csr_array",
@@ -49,6 +47,13 @@ _PARTS_OF_ESTIMATORS = (
     "sklearn.utils._metadata_requests.MetadataRequest",
     "sklearn.utils._metadata_requests.MethodMetadataRequest",
 )
+
+# Parts of SplineTransformer, whose private names depend on the version of SciPy.
+SPLINES_OF_SCIPY_1_17 = (
+    "scipy._lib.array_api_compat.numpy._aliases.asarray",
+    "scipy.interpolate._bsplines.BSpline",
+)
+SPLINES_OF_SCIPY_1_18 = ("scipy.interpolate._bsplines._BSpline",)
 
 _KERNELS = tuple(
     f"sklearn.gaussian_process.kernels.{name}"
@@ -120,4 +125,12 @@ _SCORERS = tuple(
     )
 )
 
-TRUSTED_TYPES = (*_OURS, *_PARTS_OF_ESTIMATORS, *_KERNELS, *_DISTANCES, *_SCORERS)
+TRUSTED_TYPES = (
+    *_OURS,
+    *_PARTS_OF_ESTIMATORS,
+    *SPLINES_OF_SCIPY_1_17,
+    *SPLINES_OF_SCIPY_1_18,
+    *_KERNELS,
+    *_DISTANCES,
+    *_SCORERS,
+)
