@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dagster import DagsterError, DagsterExecutionInterruptedError
+from dagster import DagsterError, DagsterExecutionInterruptedError, InputContext
 
 if TYPE_CHECKING:
-    from dagster import AssetExecutionContext, AssetKey, InputContext, OutputContext
+    from dagster import AssetExecutionContext, AssetKey, OutputContext
 
 
 class RunInterrupted(DagsterError, DagsterExecutionInterruptedError):
@@ -55,6 +55,9 @@ def recorded_input_version(
 
     None when the upstream asset has neither a materialisation nor an observation.
     """
-    step = getattr(context, "step_context", None) or context.get_step_execution_context()  # type: ignore[union-attr]
+    if isinstance(context, InputContext):
+        step = context.step_context
+    else:
+        step = context.get_step_execution_context()
     info = step.maybe_fetch_and_get_input_asset_version_info(key)
     return info.data_version.value if info is not None and info.data_version else None

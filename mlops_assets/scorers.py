@@ -104,8 +104,3 @@ def default_metrics(kind: Kind, methods: Collection[str] | None = None) -> list[
 def serves(methods: Collection[str], name: str) -> bool:
     """Whether an estimator with these methods can be measured by a scorer."""
     return not set(SCORERS[name].methods).isdisjoint(methods)
-
-
-def needs_probabilities(name: str) -> bool:
-    """Whether a scorer needs `predict_proba`, so that a decision function is not enough."""
-    return SCORERS[name].methods == _PROBABILITIES

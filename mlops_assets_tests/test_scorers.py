@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from mlops_assets.scorers import SCORERS, Kind, default_metrics, needs_probabilities, serves
+from mlops_assets.scorers import SCORERS, Kind, default_metrics, serves
 
 KINDS: tuple[Kind, ...] = ("binary", "multiclass", "regression")
 OF_CLUSTERINGS = {
@@ -80,7 +80,7 @@ def test_default_metrics_fit_their_kind_and_need_no_probabilities(kind):
     metrics = default_metrics(kind)
     assert metrics
     assert all(kind in SCORERS[name].kinds for name in metrics)
-    assert not any(needs_probabilities(name) for name in metrics)
+    assert all(serves({"predict", "decision_function"}, name) for name in metrics)
 
 
 def test_default_metrics_leave_out_what_an_estimator_cannot_be_measured_by():
@@ -90,7 +90,5 @@ def test_default_metrics_leave_out_what_an_estimator_cannot_be_measured_by():
 
 
 def test_probabilities_are_needed_where_a_decision_function_is_not_enough():
-    assert needs_probabilities("neg_log_loss")
-    assert not needs_probabilities("roc_auc")
     assert serves({"decision_function"}, "roc_auc")
     assert not serves({"decision_function"}, "neg_log_loss")

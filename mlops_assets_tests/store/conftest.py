@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,16 +70,21 @@ def local(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "store"))
 
 
-def make_bucket(endpoint: str) -> None:
-    """Create `BUCKET` unless it exists."""
-    import boto3  # type: ignore[import-untyped]
+def s3_client(endpoint: str) -> Any:
+    """Amazon's own client of the server, to look at the store from outside."""
+    import boto3
 
-    client = boto3.client(
+    return boto3.client(
         "s3",
         endpoint_url=endpoint,
         region_name="us-east-1",
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
     )
+
+
+def make_bucket(endpoint: str) -> None:
+    """Create `BUCKET` unless it exists."""
+    client = s3_client(endpoint)
     if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=BUCKET)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -29,7 +28,7 @@ from mlops_assets.errors import StoreError
 from mlops_assets.store import Artifact
 from mlops_assets.store.io_manager import LOAD_AS, StoreIOManager
 from mlops_assets_tests.conftest import Project, write_customers
-from mlops_assets_tests.store.conftest import ACCESS_KEY, BUCKET, SECRET_KEY
+from mlops_assets_tests.store.conftest import BUCKET, s3_client
 
 
 @pytest.fixture
@@ -61,13 +60,7 @@ def test_a_whole_pipeline_runs_with_its_data_and_its_store_on_s3(
 ) -> None:
     prefix = uuid.uuid4().hex
     local = customers.folder / "pipelines" / "customers.csv"
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-    )
+    client = s3_client(s3_endpoint)
     client.upload_file(str(local), BUCKET, f"{prefix}/in/customers.csv")
     local.unlink()
     file = customers.folder / "pipelines" / "customers.yaml"
