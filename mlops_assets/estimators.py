@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,12 +58,8 @@ def check_estimator(dotted: str) -> source.ClassFacts:
         raise ValueError(f"{not_one} class, such as {_EXAMPLE}")
     if source.is_stdlib(dotted):
         raise ValueError(f"{not_one}; this is a part of Python itself")
-    try:
+    with _lookup_explained(dotted, dotted):
         facts = source.class_facts(dotted)
-    except source.NotFoundInSource as error:
-        raise ValueError(_not_found(dotted, error)) from None
-    except source.UnreadableSource as error:
-        raise ValueError(f"{shown(dotted)} cannot be used: {error}") from None
     if facts is None:
         raise ValueError(f"{not_one}; this is not a class")
     if task_of(facts) is None:
@@ -117,11 +114,8 @@ def check_features(text: str) -> str:
     if source.is_stdlib(module) or _is_library(module):
         raise ValueError(f"{shown(text)} must be {expected}; {module} is a library")
     try:
-        found = source.resolve(dotted)
-    except source.NotFoundInSource as error:
-        raise ValueError(_not_found(dotted, error)) from None
-    except source.UnreadableSource as error:
-        raise ValueError(f"{shown(text)} cannot be used: {error}") from None
+        with _lookup_explained(dotted, text):
+            found = source.resolve(dotted)
     except source.UnresolvedName:  # made at run time, by a decorator or `partial`
         return text
     if isinstance(found, str) or isinstance(found.node, ast.ClassDef):
@@ -134,6 +128,17 @@ def _is_library(module: str) -> bool:
     spec = source.find_module(module)
     installed = spec and spec.origin and source.is_third_party(Path(spec.origin))
     return bool(installed) and module.partition(".")[0] != __package__
+
+
+@contextmanager
+def _lookup_explained(dotted: str, text: str) -> Iterator[None]:
+    """Say of a name that is not in the source, written as `text` in the file, what is wrong."""
+    try:
+        yield
+    except source.NotFoundInSource as error:
+        raise ValueError(_not_found(dotted, error)) from None
+    except source.UnreadableSource as error:
+        raise ValueError(f"{shown(text)} cannot be used: {error}") from None
 
 
 def _not_found(dotted: str, error: source.NotFoundInSource) -> str:
