@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from dagster import DagsterExecutionInterruptedError, Failure
 
-from mlops_assets.dagster_internals import RunInterrupted
+from mlops_assets.dagster_internals.steps import RunInterrupted
 from mlops_assets.errors import UserError
 
 

@@ -41,6 +41,7 @@ from mlops_assets.source import ClassFacts
 from mlops_assets.wording import nearest, shown
 
 Task = Literal["classification", "regression"]
+StageName = Literal["raw", "split", "model", "metrics", "champion"]
 ColumnType = Literal["number", "category", "boolean", "datetime", "text"]
 Location = tuple[Any, ...]
 """Where a value is in a spec: names of fields, keys of maps and indices of lists."""
@@ -485,6 +486,11 @@ class PipelineSpec(_Part):
     score: ScoreSpec | None = None
     train: TrainSpec = TrainSpec()
     retries: RetrySpec = RetrySpec()
+    recompute: list[StageName] = Field(
+        default=[],
+        description="Stages that run every time; the others are reused unless their code, their "
+        "parameters or the content of their inputs changed.",
+    )
     owners: list[Annotated[str, AfterValidator(_check_owner)]] = Field(
         default=[], description="E-mail addresses, or team:NAME."
     )

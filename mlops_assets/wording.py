@@ -1,4 +1,4 @@
-"""Words that messages about mistakes have in common. No rule of any field belongs here."""
+"""Words that messages have in common. No rule of any field belongs here."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower_case = {other.lower(): other for other in known}
     matches = get_close_matches(name[:_LONGEST].lower(), by_lower_case, n=1)
     return f" (did you mean '{by_lower_case[matches[0]]}'?)" if matches else ""
+
+
+def size(number: int) -> str:
+    """Return a number of bytes in the unit that people would use."""
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

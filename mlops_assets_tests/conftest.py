@@ -14,6 +14,7 @@ from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResu
 from mlops_assets.definitions import build_defs
 from mlops_assets.settings import Settings
 from mlops_assets.store.artifacts import ArtifactStore
+from mlops_assets.store.reuse import REFRESH
 
 OURS = ("MLOPS_", "MLFLOW_", "DAGSTER_", "AWS_")
 
@@ -79,13 +80,16 @@ class Project:
     def definitions(self) -> Definitions:
         return build_defs(self.settings)
 
-    def train(self, pipeline: str, *stages: str) -> ExecuteInProcessResult:
-        """Run a pipeline's training job, or some of its stages."""
+    def train(
+        self, pipeline: str, *stages: str, refresh: str | None = None
+    ) -> ExecuteInProcessResult:
+        """Run a pipeline's training job, or some of its stages; see `mlops/refresh`."""
         job = self.definitions().resolve_job_def(f"{pipeline}_training")
         return job.execute_in_process(
             instance=self.instance,
             raise_on_error=False,
             asset_selection=[AssetKey([pipeline, stage]) for stage in stages] or None,
+            tags={REFRESH: refresh} if refresh else None,
         )
 
 

@@ -155,7 +155,7 @@ def test_a_server_that_is_away_costs_a_warning_and_not_the_model(customers: Proj
     stored = customers.folder / "store" / "customers" / "champion"
     assert len(list(stored.iterdir())) == 1
 
-    again = customers.train("customers", "metrics", "champion")
+    again = customers.train("customers", "metrics", "champion", refresh="true")
     (run,) = runs(customers)
     assert run.data.tags[MODEL_VERSION] == model_version(result)
     assert again.success

@@ -14,6 +14,7 @@ from mlops_assets.assets.model import build_model
 from mlops_assets.assets.raw import build_raw
 from mlops_assets.assets.source import build_source
 from mlops_assets.assets.split import build_split
+from mlops_assets.stages import stages
 
 if TYPE_CHECKING:
     from dagster import AssetsDefinition
@@ -23,5 +24,12 @@ if TYPE_CHECKING:
 
 def build_assets(spec: PipelineSpec) -> list[AssetsDefinition]:
     """Return all assets of a pipeline, from its source to its champion."""
-    stages = (build_source, build_raw, build_split, build_model, build_metrics, build_champion)
-    return [build(spec) for build in stages]
+    stage = stages(spec)
+    return [
+        build_source(spec),
+        build_raw(spec, stage["raw"]),
+        build_split(spec, stage["split"]),
+        build_model(spec, stage["model"]),
+        build_metrics(spec, stage["metrics"]),
+        build_champion(spec, stage["champion"]),
+    ]

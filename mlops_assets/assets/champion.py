@@ -20,6 +20,7 @@ from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy
 from mlops_assets.errors import DataError, ModelError, StoreError
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import Stage
 from mlops_assets.store.artifacts import (
     Artifact,
     ArtifactStore,
@@ -28,6 +29,7 @@ from mlops_assets.store.artifacts import (
 )
 from mlops_assets.store.champions import Champion, ChampionChangedError, Champions
 from mlops_assets.store.io_manager import LOAD_AS, StoreIOManager
+from mlops_assets.store.reuse import defined_by
 from mlops_assets.tracking import MlflowTracking
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ EXISTS = "champion_exists"
 """Name of the check; its metadata say how the last comparison went, also when nothing changed."""
 
 
-def build_champion(spec: PipelineSpec) -> AssetsDefinition:
+def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     """Return the asset `p/champion`; it stays without a value until a model passes its gates."""
     key = key_of(spec, "champion")
 
@@ -67,7 +69,9 @@ def build_champion(spec: PipelineSpec) -> AssetsDefinition:
         kinds={"scikitlearn", "mlflow"},
         group_name=spec.name,
         retry_policy=retry_policy(spec.retries),
+        code_version=stage.code.version,
     )
+    @defined_by(stage)
     def champion(
         context: AssetExecutionContext, model: Any, test: Any, metrics: Any
     ) -> Iterator[Output[Any] | AssetCheckResult]:
@@ -79,7 +83,7 @@ def build_champion(spec: PipelineSpec) -> AssetsDefinition:
             )
             held = current and champion_artifact(spec, store.artifacts, current.version)
         context.log.info(decision.reason)
-        facts: dict[str, Any] = {"changed": decision.promote, "reason": decision.reason}
+        facts: dict[str, Any] = {"reason": decision.reason}
         with tracking.trained(context.log, spec.name, model.version) as run:
             is_champion = current is not None and current.version == model.version
             run.register(
@@ -89,7 +93,11 @@ def build_champion(spec: PipelineSpec) -> AssetsDefinition:
             )
             run.log(tags={"mlops.promotion": decision.reason})
         if current is not None:
-            facts |= {"version": current.version, "promotion": current.number}
+            facts |= {
+                "version": current.version,
+                "promotion": current.number,
+                "promoted_by_run": current.run_id,
+            }
             yield Output(held, metadata=facts)
         yield AssetCheckResult(
             check_name=EXISTS,

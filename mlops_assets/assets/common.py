@@ -15,7 +15,6 @@ from dagster import AssetKey, Backoff, Jitter, RetryPolicy
 
 if TYPE_CHECKING:
     from mlops_assets.spec import PipelineSpec, RetrySpec
-    from mlops_assets.store.io_manager import StoreIOManager
 
 STORE = "store"
 """Resource key of the store, which is also the IO manager of every asset."""
@@ -51,8 +50,3 @@ def warnings_logged(log: logging.Logger) -> Iterator[None]:
         yield
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         log.warning("%s", " ".join(text.split()))
-
-
-def source_options(store: StoreIOManager) -> dict[str, str]:
-    """Return how sources are reached: on the same S3-compatible server as the store, if one is."""
-    return {"endpoint": store.endpoint_url} if store.endpoint_url else {}

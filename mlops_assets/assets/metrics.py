@@ -16,13 +16,15 @@ from dagster import (
 )
 
 from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy, warnings_logged
-from mlops_assets.dagster_internals import recorded_input_version
+from mlops_assets.dagster_internals.steps import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import Stage
+from mlops_assets.store.reuse import defined_by
 from mlops_assets.tracking import MlflowTracking
 
 
-def build_metrics(spec: PipelineSpec) -> AssetsDefinition:
+def build_metrics(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     """Return the asset `p/metrics`, with one check per gate."""
     key = key_of(spec, "metrics")
 
@@ -44,7 +46,9 @@ def build_metrics(spec: PipelineSpec) -> AssetsDefinition:
         ],
         group_name=spec.name,
         retry_policy=retry_policy(spec.retries),
+        code_version=stage.code.version,
     )
+    @defined_by(stage)
     def metrics(
         context: AssetExecutionContext, model: Any, test: Any
     ) -> Iterator[Output[Any] | AssetCheckResult]:

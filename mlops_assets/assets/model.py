@@ -14,14 +14,16 @@ from dagster import (
 )
 
 from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy, warnings_logged
-from mlops_assets.dagster_internals import recorded_input_version
+from mlops_assets.dagster_internals.steps import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import Stage
 from mlops_assets.store.io_manager import StoreIOManager
+from mlops_assets.store.reuse import defined_by
 from mlops_assets.tracking import MODEL_VERSION, MlflowTracking
 
 
-def build_model(spec: PipelineSpec) -> AssetsDefinition:
+def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     """Return the asset `p/model`."""
     key = key_of(spec, "model")
     estimator = spec.model.estimator.rpartition(".")[2]
@@ -37,7 +39,9 @@ def build_model(spec: PipelineSpec) -> AssetsDefinition:
         metadata={"estimator": spec.model.estimator, "params": spec.model.params},
         group_name=spec.name,
         retry_policy=retry_policy(spec.retries),
+        code_version=stage.code.version,
     )
+    @defined_by(stage)
     def model(context: AssetExecutionContext, train: Any) -> Output[Any]:
         from mlops_assets.ml.train import train as train_model
 

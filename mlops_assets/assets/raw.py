@@ -13,15 +13,17 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, retry_policy, source_options
-from mlops_assets.dagster_internals import observe_input
+from mlops_assets.assets.common import STORE, key_of, retry_policy
+from mlops_assets.dagster_internals.steps import observe_input
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import Stage, source_seen
+from mlops_assets.store.reuse import defined_by
 
 RULES = "declared_rules"
 
 
-def build_raw(spec: PipelineSpec) -> AssetsDefinition:
+def build_raw(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     """Return the asset `p/raw` with its blocking check of `data.checks` and the types."""
     key = key_of(spec, "raw")
 
@@ -43,18 +45,18 @@ def build_raw(spec: PipelineSpec) -> AssetsDefinition:
         ],
         group_name=spec.name,
         retry_policy=retry_policy(spec.retries),
+        code_version=stage.code.version,
     )
+    @defined_by(stage)
     def raw(context: AssetExecutionContext) -> Iterator[Output[Any] | AssetCheckResult]:
         from mlops_assets.ml.checks import broken_rules
-        from mlops_assets.ml.files import identity
         from mlops_assets.ml.read import read
 
-        options = source_options(context.resources.store)
+        outside = context.resources.store.outside
         with explained():
             # Looked at before it is read: a change in between is then seen as one by the next run.
-            seen = identity(spec.data, spec.folder, options)
-            observe_input(context, key_of(spec, "source"), seen)
-            frame = read(spec.data, spec.folder, options)
+            observe_input(context, key_of(spec, "source"), source_seen(spec, outside).version)
+            frame = read(spec.data, spec.folder, outside.source_options)
             broken = broken_rules(frame, spec.data)
         context.log.info("read %d rows, %d columns", len(frame), frame.shape[1])
         missing = {column: int(count) for column, count in frame.isna().sum().items() if count}

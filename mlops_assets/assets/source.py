@@ -12,21 +12,19 @@ from dagster import (
     multi_observable_source_asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, source_options
+from mlops_assets.assets.common import STORE, key_of
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import source_seen
 
 
 def build_source(spec: PipelineSpec) -> AssetsDefinition:
     """Return the observable source of a pipeline; its data version is the content's identity."""
 
     def observe(context: AssetExecutionContext) -> ObserveResult:
-        from mlops_assets.ml.files import identity
-
-        options = source_options(context.resources.store)
         with explained():
-            seen = identity(spec.data, spec.folder, options)
-        return ObserveResult(data_version=DataVersion(seen))
+            seen = source_seen(spec, context.resources.store.outside)
+        return ObserveResult(data_version=DataVersion(seen.version))
 
     with warnings.catch_warnings():
         # Dagster marks all of its ways to define an observable source as beta.

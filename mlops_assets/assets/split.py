@@ -20,6 +20,8 @@ from dagster import (
 from mlops_assets.assets.common import STORE, key_of, retry_policy
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec, Task
+from mlops_assets.stages import Stage
+from mlops_assets.store.reuse import defined_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +36,7 @@ REPEATED = 0.05
 """Share of test rows that are repeated in the training set from which on it is reported."""
 
 
-def build_split(spec: PipelineSpec) -> AssetsDefinition:
+def build_split(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     """Return the assets `p/train` and `p/test`, one step, with their checks."""
     train_key, test_key = key_of(spec, "train"), key_of(spec, "test")
 
@@ -45,6 +47,7 @@ def build_split(spec: PipelineSpec) -> AssetsDefinition:
             io_manager_key=STORE,
             owners=spec.owners,
             kinds={"pandas", "parquet"},
+            code_version=stage.code.version,
         )
 
     @multi_asset(
@@ -75,10 +78,11 @@ def build_split(spec: PipelineSpec) -> AssetsDefinition:
         group_name=spec.name,
         retry_policy=retry_policy(spec.retries),
     )
+    @defined_by(stage)
     def split(context: AssetExecutionContext, raw: Any) -> Iterator[Output[Any] | AssetCheckResult]:
         from mlops_assets.ml.split import overlap, repeated_rows
         from mlops_assets.ml.split import split as split_rows
-        from mlops_assets.ml.train import suited_task
+        from mlops_assets.ml.task import suited_task
 
         with explained():
             task = suited_task(raw[spec.data.target], spec.model.known_task)

@@ -32,8 +32,14 @@ def main() -> None:
     """Train, judge and promote models: one YAML file per pipeline.
 
     \b
-    mlops run               materialise every pipeline, and say what came out
+    mlops plan              what a run would execute, what it would reuse, and why
+    mlops run               materialise what is needed, and say what came out
     mlops run churn         only the pipeline of pipelines/churn.yaml
+    mlops run --refresh churn/model
+                            compute the model anew, whatever is known of it
+    mlops history churn/model
+                            its versions: when, by which run, from what
+    mlops prune --dry-run   which versions nothing needs any more
     mlops schema            JSON Schema of a pipeline file, for editors
 
     The same pipelines run from Dagster's UI (dagster dev) and its commands (dagster job execute -j
@@ -42,25 +48,131 @@ def main() -> None:
     """
 
 
+_pipelines = click.argument("pipelines", nargs=-1, metavar="[PIPELINE]...")
+
+
 @main.command()
-@click.argument("pipelines", nargs=-1, metavar="[PIPELINE]...")
-@click.option("--json", "as_json", is_flag=True, help="End with the summary as one line of JSON.")
+@_pipelines
+@click.option("--json", "in_json", is_flag=True, help="Print the plan as one JSON object.")
 @_explained
-def run(pipelines: tuple[str, ...], as_json: bool) -> None:
-    """Materialise pipelines, all of them if none is named.
+def plan(pipelines: tuple[str, ...], in_json: bool) -> None:
+    """Say what a run would execute, what it would reuse, and why; run nothing.
 
-    Progress goes to stderr, the summary to stdout. Exit code 1 when anything failed or a pipeline
-    file is broken; the other pipelines are run all the same.
+    Exit code 0 when nothing is to be executed, 2 when something is, 1 when a pipeline cannot be
+    planned: its file is broken, or its source or the store cannot be looked at.
     """
-    from mlops_assets.cli.run import run_pipelines
-    from mlops_assets.cli.summary import as_text
+    from mlops_assets.cli.planning import Project, as_json, as_text
 
+    project = Project.load(pipelines)
+    recorded = project.recorded()
+    if recorded is None:
+        from mlops_assets.cli.run import recorded as ask_dagster
+
+        recorded = ask_dagster(project)
+    plans = project.plan(recorded)
+    report = as_json(project, plans)
+    click.echo(json.dumps(report, sort_keys=True) if in_json else as_text(project, plans))
+    if any(one["error"] for one in report["pipelines"].values()):
+        sys.exit(1)
+    sys.exit(2 if any(one["execute"] for one in report["pipelines"].values()) else 0)
+
+
+@main.command()
+@_pipelines
+@click.option(
+    "--refresh",
+    multiple=True,
+    is_flag=False,
+    flag_value="true",
+    metavar="[ASSET]...",
+    help="Compute assets (churn/model) or pipelines (churn) whatever is known of them; without a "
+    "name, everything.",
+)
+@click.option("--json", "in_json", is_flag=True, help="End with the summary as one line of JSON.")
+@_explained
+def run(pipelines: tuple[str, ...], refresh: tuple[str, ...], in_json: bool) -> None:
+    """Materialise what is needed of pipelines, all of them if none is named.
+
+    What was computed before, from the same code, parameters and content, is reused. Progress goes
+    to stderr, the summary to stdout. Exit code 1 when anything failed or a pipeline file is broken;
+    the other pipelines are run all the same.
+    """
+    from time import monotonic
+
+    from mlops_assets.cli.planning import Project, as_text, to_refresh
+    from mlops_assets.cli.summary import as_text as summary_as_text
+    from mlops_assets.cli.summary import reports_of_plan, summary
+
+    begun = monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    summary = run_pipelines(pipelines)
-    click.echo(as_text(summary))
-    if as_json:
-        click.echo(json.dumps(summary, sort_keys=True))
-    sys.exit(0 if summary["status"] == "success" else 1)
+    assets = [name for name in pipelines if refresh and "/" in name]
+    project = Project.load([name for name in pipelines if name not in assets])
+    anew = to_refresh(project, [*refresh, *assets])
+    recorded = project.recorded()
+    if recorded is None:
+        from mlops_assets.cli.run import recorded as ask_dagster
+
+        recorded = ask_dagster(project)
+    plans = project.plan(recorded, anew)
+    reports = reports_of_plan(project, plans)
+    result = None
+    if not all(one.is_empty for one in plans.values()):
+        click.echo(as_text(project, plans), err=True)
+        from mlops_assets.cli.run import run_needed
+
+        result = run_needed(reports, plans.values(), anew)
+    report = summary(
+        reports,
+        succeeded=result is None or result.success,
+        run_id=result.run_id if result is not None else None,
+        seconds=monotonic() - begun,
+    )
+    click.echo(summary_as_text(report))
+    if in_json:
+        click.echo(json.dumps(report, sort_keys=True))
+    sys.exit(0 if report["status"] == "success" else 1)
+
+
+@main.command()
+@click.argument("asset")
+@click.option("--partition", help="Of a partitioned asset; all of them if none is given.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--json", "in_json", is_flag=True, help="Print the entries as one JSON list.")
+@_explained
+def history(asset: str, partition: str | None, limit: int, in_json: bool) -> None:
+    """List the versions of an asset: when, by which run, from what, size, metrics."""
+    from mlops_assets.cli.versions import history_as_json, history_as_text
+
+    entries = history_as_json(asset, partition, limit)
+    click.echo(json.dumps(entries, sort_keys=True) if in_json else history_as_text(entries))
+
+
+@main.command()
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="How many of the newest versions of each asset or partition stay in any case.",
+)
+@click.option(
+    "--older-than",
+    default="30d",
+    show_default=True,
+    metavar="DURATION",
+    help="What was written later than this ago stays in any case: 12h, 30d, 2w.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@_explained
+def prune(keep: int, older_than: str, dry_run: bool) -> None:
+    """Delete the versions that nothing needs any more.
+
+    Kept is what is the latest in any Dagster instance that uses the store, every champion that ever
+    was, what runs in progress may load, and all that these were made from.
+    """
+    from mlops_assets.cli.versions import pruned
+
+    click.echo(pruned(keep, older_than, dry_run=dry_run))
 
 
 @main.command()

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dagster import DagsterEventType, LoggerDefinition, logger
 
+from mlops_assets.store.reuse import MEMOIZED
+from mlops_assets.wording import size
+
 if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterEvent
 
@@ -119,7 +122,8 @@ def first_line(text: str) -> str:
 
 def _facts(materialization: AssetMaterialization) -> str:
     metadata = {name: value.value for name, value in materialization.metadata.items()}
-    parts = [materialization.asset_key.to_user_string()]
+    reused = "reused: " if MEMOIZED in metadata else ""
+    parts = [f"{reused}{materialization.asset_key.to_user_string()}"]
     if "dagster/row_count" in metadata:
         parts.append(f"{metadata['dagster/row_count']:,} rows")
     if "size_bytes" in metadata:
@@ -128,13 +132,3 @@ def _facts(materialization: AssetMaterialization) -> str:
     if version:
         parts.append(f"version {version}")
     return ", ".join(parts)
-
-
-def size(number: int) -> str:
-    """Return a number of bytes in the unit that people would use."""
-    value = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -1,86 +1,94 @@
-"""`mlops run`: materialise pipelines in this process, in one Dagster run of the local instance."""
+"""`mlops run` where something is to be done: one run of the local instance, in this process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from difflib import get_close_matches
-from pathlib import Path
-from time import monotonic
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
-from dagster import AssetsDefinition, DagsterInstance, Definitions
+from dagster import (
+    AssetKey,
+    AssetsDefinition,
+    DagsterInstance,
+    Definitions,
+    ExecuteInProcessResult,
+)
 from filelock import FileLock
 
+from mlops_assets.automation.staleness import recorded_in
+from mlops_assets.cli.outcome import add_result
+from mlops_assets.cli.planning import ASSETS, Project, dagster_home
 from mlops_assets.cli.progress import progress_logger
-from mlops_assets.cli.summary import summarise
+from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.definitions import defs
-from mlops_assets.errors import SettingsError
-from mlops_assets.pipeline_file import Pipelines, load_pipelines
-from mlops_assets.settings import Settings, local_state, project_folder
+from mlops_assets.plan import PipelinePlan
+from mlops_assets.settings import local_state, project_folder
+from mlops_assets.store.reuse import COMMAND, REFRESH
 
 
-def run_pipelines(names: Sequence[str]) -> dict[str, Any]:
-    """Run the named pipelines, or all, and return the summary that `mlops run --json` prints.
+def recorded(project: Project) -> dict[str, Recorded]:
+    """Ask Dagster what the instance has as the latest of the project's assets."""
+    keys = [AssetKey([name, asset]) for name in project.valid for asset in ASSETS]
+    with local_instance() as instance:
+        return recorded_in(instance, keys)
 
-    Raises
-    ------
-    UserError
-        A name is not that of a pipeline, or the settings are wrong.
+
+def run_needed(
+    reports: Mapping[str, dict[str, Any]],
+    plans: Iterable[PipelinePlan],
+    refresh: frozenset[str],
+) -> ExecuteInProcessResult | None:
+    """Materialise what the plans have to execute or to record, and add the outcome to the reports.
+
+    Returns
+    -------
+    dagster.ExecuteInProcessResult or None
+        None when there was nothing to run.
     """
-    begun = monotonic()
-    pipelines = load_pipelines(Settings.from_environment().pipelines)
-    names = _chosen(names, pipelines)
-    valid = [name for name in names if name in pipelines.valid]
+    needed = {
+        asset
+        for plan in plans
+        for asset in (
+            [f"{plan.pipeline}/{name}" for name in ASSETS]
+            if plan.error
+            else [*(asset for asset, _ in plan.execute), *plan.unrecorded]
+        )
+    }
     steps = {
         assets.op.name: sorted(assets.keys)
         for assets in defs.assets or ()
         if isinstance(assets, AssetsDefinition)
-        and assets.is_executable
         and assets.is_materializable
-        and next(iter(assets.keys)).path[0] in valid
+        and any(key.to_user_string() in needed for key in assets.keys)
     }
-    result = None
-    if steps:
-        logger = progress_logger(steps, lambda line: click.echo(line, err=True))
-        job = Definitions.merge(
-            defs, Definitions(loggers={"console": logger})
-        ).resolve_implicit_global_asset_job_def()
-        with local_instance() as instance:
-            result = job.execute_in_process(
-                run_config={"loggers": {"console": {"config": {}}}},
-                instance=instance,
-                asset_selection=[key for keys in steps.values() for key in keys],
-                tags={"mlops/command": "run"},
-                raise_on_error=False,
-            )
-    return summarise(names, pipelines, steps, result, seconds=monotonic() - begun)
+    if not steps:
+        return None
+    logger = progress_logger(steps, lambda line: click.echo(line, err=True))
+    job = Definitions.merge(
+        defs, Definitions(loggers={"console": logger})
+    ).resolve_implicit_global_asset_job_def()
+    with local_instance() as instance:
+        result = job.execute_in_process(
+            run_config={"loggers": {"console": {"config": {}}}},
+            instance=instance,
+            asset_selection=[key for keys in steps.values() for key in keys],
+            tags={COMMAND: "run", **({REFRESH: ",".join(sorted(refresh))} if refresh else {})},
+            raise_on_error=False,
+        )
+    add_result(reports, steps, result)
+    return result
 
 
 def local_instance() -> DagsterInstance:
     """Return the instance of `DAGSTER_HOME`, or the one in the checkout, which `make dev` shows."""
-    if not os.environ.get("DAGSTER_HOME"):
-        local = local_state("dagster")
-        local.mkdir(parents=True, exist_ok=True)
-        configuration, link = project_folder() / "dagster.yaml", local / "dagster.yaml"
+    home = dagster_home()
+    home.mkdir(parents=True, exist_ok=True)
+    if home == local_state("dagster"):
+        configuration, link = project_folder() / "dagster.yaml", home / "dagster.yaml"
         if configuration.is_file() and not link.exists():
             link.symlink_to(configuration)
-        os.environ["DAGSTER_HOME"] = str(local)
-    home = Path(os.environ["DAGSTER_HOME"])
-    if not home.is_absolute():
-        raise SettingsError(f"DAGSTER_HOME={str(home)!r}: an absolute path is allowed.")
-    home.mkdir(parents=True, exist_ok=True)
+        os.environ["DAGSTER_HOME"] = str(home)
     # Two processes that create the same database at once leave one that neither can use.
     with FileLock(home / "created.lock"):
         return DagsterInstance.get()
-
-
-def _chosen(names: Sequence[str], pipelines: Pipelines) -> list[str]:
-    known = sorted({*pipelines.valid, *pipelines.broken})
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise SettingsError(f"there is no pipeline {name!r}; {hint}known: {', '.join(known)}")
-    return list(dict.fromkeys(names)) or known

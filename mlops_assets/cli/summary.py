@@ -2,71 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping
+from typing import Any
 
-from dagster import DagsterEventType
-
-from mlops_assets.assets.champion import EXISTS
-from mlops_assets.cli.progress import reason_of
-
-if TYPE_CHECKING:
-    from dagster import AssetCheckEvaluation, AssetKey, ExecuteInProcessResult
-
-    from mlops_assets.pipeline_file import Pipelines
+from mlops_assets.cli.planning import Project
+from mlops_assets.plan import PipelinePlan
+from mlops_assets.store.champions import Champions
+from mlops_assets.store.memo import Memo
 
 LISTS = ("executed", "reused", "failed", "skipped")
 
 
-def summarise(
-    names: Sequence[str],
-    pipelines: Pipelines,
-    steps: Mapping[str, Sequence[AssetKey]],
-    result: ExecuteInProcessResult | None,
-    *,
-    seconds: float,
+def reports_of_plan(project: Project, plans: Mapping[str, PipelinePlan]) -> dict[str, Any]:
+    """Return what is known of each pipeline before anything runs: all that is reused."""
+    return {
+        name: {
+            **{outcome: [] for outcome in LISTS},
+            **_known(project, plans.get(name) or PipelinePlan(name)),
+            "error": str(project.pipelines.broken[name])
+            if name in project.pipelines.broken
+            else None,
+        }
+        for name in project.names
+    }
+
+
+def summary(
+    reports: Mapping[str, Mapping[str, Any]], *, succeeded: bool, run_id: str | None, seconds: float
 ) -> dict[str, Any]:
     """Return the summary of a run, in the form that `mlops run --json` prints.
 
     Parameters
     ----------
-    names : sequence of str
-        The pipelines that were asked for.
-    pipelines : Pipelines
-        Those that could be read, and those that could not.
-    steps : mapping of str to sequence of AssetKey
-        The assets of every step of the run.
-    result : ExecuteInProcessResult or None
-        None when there was nothing to run.
+    reports : mapping of str to mapping
+        By pipeline: as `reports_of_plan` returned, with what a run added.
+    succeeded : bool
+        Whether the Dagster run did; True when there was none.
+    run_id : str or None
+        None when nothing had to run.
     seconds : float
         Time from the command's start.
     """
-    reports: dict[str, dict[str, Any]] = {
-        name: {
-            **{outcome: [] for outcome in LISTS},
-            "metrics": {},
-            "champion": None,
-            "error": str(pipelines.broken[name]) if name in pipelines.broken else None,
-        }
-        for name in names
-    }
-    outcomes = _outcomes(result)
-    for step, keys in steps.items():
-        outcome, reason = outcomes.get(step, ("skipped", None))
-        report = reports[keys[0].path[0]]
-        report[outcome] += [key.to_user_string() for key in keys]
-        report["error"] = report["error"] or reason
-    if result is not None:
-        _add_results(reports, result)
-    succeeded = (result is None or result.success) and not any(
-        report["error"] for report in reports.values()
-    )
+    failed = any(report["error"] for report in reports.values())
     return {
-        "status": "success" if succeeded else "failure",
-        "run_id": result.run_id if result is not None else None,
+        "status": "success" if succeeded and not failed else "failure",
+        "run_id": run_id,
         "seconds": round(seconds, 2),
-        "pipelines": reports,
+        "pipelines": dict(reports),
     }
+
+
+def _known(project: Project, plan: PipelinePlan) -> dict[str, Any]:
+    store = project.store
+    known: dict[str, Any] = {"reused": list(plan.reuse), "metrics": {}, "champion": None}
+    metrics = plan.computed.get(f"{plan.pipeline}/metrics")
+    if metrics is not None and metrics.artifact is not None:
+        listed = project.pipelines.valid[plan.pipeline].evaluate.metrics
+        values = store.read(metrics.artifact)["metrics"]
+        known["metrics"] = {name: values[name] for name in dict.fromkeys([*listed, *values])}
+    champion = plan.computed.get(f"{plan.pipeline}/champion")
+    if champion is not None:
+        current = Champions(store, plan.pipeline).current()
+        known["champion"] = {
+            "version": current.version if current else None,
+            "changed": False,
+            "reason": current.reason if current else _said(Memo(store).events(champion)),
+        }
+    return known
+
+
+def _said(events: Mapping[str, Any] | None) -> str:
+    """Return what the last comparison said, which made no champion."""
+    try:
+        return str(json.loads((events or {})["checks"][0])["description"])
+    except (LookupError, ValueError, TypeError):
+        return "no model has passed its gates"
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
@@ -87,38 +98,3 @@ def as_text(summary: Mapping[str, Any]) -> str:
     run = f", run {summary['run_id']}" if summary["run_id"] else ""
     lines.append(f"{summary['status']} in {summary['seconds']:.1f} s{run}")
     return "\n".join(lines)
-
-
-def _outcomes(result: ExecuteInProcessResult | None) -> dict[str, tuple[str, str | None]]:
-    outcomes: dict[str, tuple[str, str | None]] = {}
-    broken: dict[str, list[AssetCheckEvaluation]] = {}
-    for event in result.all_events if result is not None else ():
-        step = event.step_key
-        if step is None:
-            continue
-        if event.is_step_success:
-            outcomes[step] = ("executed", None)
-        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-            check = event.asset_check_evaluation_data
-            broken.setdefault(step, []).extend([] if check.passed else [check])
-        elif event.is_step_failure:
-            outcomes[step] = ("failed", f"{step}: {reason_of(event, broken.get(step, ()))}")
-    return outcomes
-
-
-def _add_results(reports: dict[str, dict[str, Any]], result: ExecuteInProcessResult) -> None:
-    for event in result.all_events:
-        if event.is_step_materialization:
-            made = event.step_materialization_data.materialization
-            pipeline, stage = made.asset_key.path[0], made.asset_key.path[-1]
-            if stage == "metrics":
-                reports[pipeline]["metrics"] = made.metadata["metrics"].value
-        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-            check = event.asset_check_evaluation_data
-            if check.check_name == EXISTS:
-                facts = {name: value.value for name, value in check.metadata.items()}
-                reports[check.asset_key.path[0]]["champion"] = {
-                    "version": facts.get("version"),
-                    "changed": facts["changed"],
-                    "reason": facts["reason"],
-                }

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 BUNDLED = "sklearn://"
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"}
+_SETTLED = 2 * 10**9  # nanoseconds; the coarsest clock of a file system in use, that of FAT
 _GLOB = re.compile(r"[*?\[]")
 _CONTENT_TAGS = ("e_tag", "ETag", "etag", "md5Hash", "sha256", "checksum")
 _CHANGE_TIMES = ("last_modified", "LastModified", "Last-Modified", "mtime", "updated", "created")
@@ -130,10 +133,21 @@ def _local_file(path: Path, part: str) -> SourceFile:
             return path.read_bytes()
 
     def tag() -> str:
-        with _mendable(str(path)), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with _mendable(str(path)):
+            stat = path.stat()
+            changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
+            if time.time_ns() - changed < _SETTLED:  # another write may leave the same times
+                _digest.cache_clear()
+            return _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     return SourceFile(str(path), part, content, tag)
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, *_: int) -> str:
+    """Digest a file once per process; inode, size and times are arguments to notice a change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find_remote(uri: str, options: dict[str, str]) -> list[SourceFile]:

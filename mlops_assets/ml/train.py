@@ -14,29 +14,13 @@ from mlops_assets.ml.estimators import build_estimator, estimator_task, refusals
 from mlops_assets.ml.features import build_features
 from mlops_assets.ml.model import ClassLabel, TrainedModel, conform, encode, problem_kind
 from mlops_assets.ml.schema import schema_of, type_of
+from mlops_assets.ml.task import suited_task
 from mlops_assets.spec import ModelSpec, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["infer_task", "problem_kind", "suited_task", "train"]
-
-_MOST_NUMERIC_CLASSES = 20
-
-
-def infer_task(target: pd.Series) -> Task:
-    """Tell a classification from a regression by the target's values.
-
-    Text and booleans are classes. So are whole numbers if there are two of them, or at most 20
-    which each occur 20 times on average. All other numbers are quantities.
-    """
-    values = target.dropna()
-    if type_of(target) != "number":
-        return "classification"
-    distinct = values.nunique()
-    repeats = distinct <= 2 or len(values) >= 20 * distinct
-    is_class = (values % 1 == 0).all() and distinct <= _MOST_NUMERIC_CLASSES and repeats
-    return "classification" if is_class else "regression"
+__all__ = ["problem_kind", "train"]
 
 
 def train(
@@ -104,35 +88,6 @@ def _task(model: ModelSpec, estimator: Any, target: pd.Series) -> Task:
     return suited_task(target, model.task or made_for)
 
 
-def suited_task(target: pd.Series, task: Task | None) -> Task:
-    """Return the task, inferred from the target if it is None, when the target suits it.
-
-    Raises
-    ------
-    DataError
-        A time is to be predicted, or classes by a regression, or quantities by a classification.
-    """
-    task = task or infer_task(target)
-    kind = type_of(target)
-    if kind == "datetime":
-        raise DataError(
-            f"data.target: {target.name} is a time, which cannot be predicted; choose a column of "
-            "numbers or classes"
-        )
-    if task == "regression" and kind != "number":
-        raise DataError(
-            f"data.target: {target.name} is of the type {kind}, but a regression predicts numbers; "
-            "choose a classifier as model.estimator, or another target"
-        )
-    if task == "classification" and kind == "number" and _is_continuous(target):
-        raise DataError(
-            f"data.target: {target.name} has {target.nunique()} different numbers, which are no "
-            "classes; choose a regressor as model.estimator, or declare the column in "
-            f"data.columns as {target.name}: category"
-        )
-    return task
-
-
 def _encode_class_weight(estimator: Any, classes: Sequence[ClassLabel] | None) -> None:
     """Weights are given by the classes of the data; the estimator learns their positions."""
     weights = estimator.get_params().get("class_weight")
@@ -146,12 +101,6 @@ def _encode_class_weight(estimator: Any, classes: Sequence[ClassLabel] | None) -
         )
     by_position = {classes.index(label): weight for label, weight in weights.items()}
     estimator.set_params(class_weight=by_position)
-
-
-def _is_continuous(target: pd.Series) -> bool:
-    values = target.dropna()
-    many = values.nunique() > max(_MOST_NUMERIC_CLASSES, len(values) / 10)
-    return bool((values % 1 != 0).any() or many)
 
 
 def _classes(target: pd.Series, positive: str | int | bool | None) -> list[ClassLabel]:

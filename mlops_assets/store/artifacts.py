@@ -26,7 +26,7 @@ from mlops_assets.store.layout import (
     parse_object_path,
     record_path,
 )
-from mlops_assets.store.objects import ObjectMissingError, Upload, open_objects
+from mlops_assets.store.objects import ObjectInfo, ObjectMissingError, Upload, open_objects
 
 _CHUNK = 1024 * 1024  # bytes
 
@@ -140,14 +140,41 @@ class ArtifactStore:
         """
         folder = folder_of(key, partition)
         for extension in CODECS:
-            size = self._objects.size(object_path(folder, version, extension))
-            if size is not None:
-                return Artifact(tuple(key), partition, version, extension, size)
+            info = self._objects.look(object_path(folder, version, extension))
+            if info is not None:
+                return Artifact(tuple(key), partition, version, extension, info.size)
         raise self._missing(key, self._objects.url_of(f"{folder}/{version}.*"))
 
     def exists(self, artifact: Artifact) -> bool:
-        """Whether the object is there in its full size; its digest is checked by `read` alone."""
-        return self._objects.size(artifact.path) == artifact.size
+        """Whether the object is there in its full size; `read` and `verify` check its digest."""
+        return self.tag(artifact) is not None
+
+    def tag(self, artifact: Artifact) -> str | None:
+        """What tells, without reading an artefact, that it is the same object as at another time.
+
+        Locally the time of its last change, remotely its entity tag: one look at the store. Equal
+        tags mean that nothing was written or damaged through the store in between; a disk that
+        changes bits by itself shows only in `read` and `verify`.
+
+        Returns
+        -------
+        str or None
+            None when the object is missing or hasn't its full size.
+        """
+        info = self._objects.look(artifact.path)
+        return info.tag if info is not None and info.size == artifact.size else None
+
+    def verify(self, artifact: Artifact) -> bool:
+        """Whether the object is there with the content that its version says; reads all of it."""
+        return self._is_intact(artifact.path, artifact.size, artifact.version)
+
+    def distrust(self, artifact: Artifact) -> None:
+        """Make sure that `tag` differs from what it was before an artefact was found damaged.
+
+        `read` and `copy` do so before they raise `CorruptArtifactError`. Remotely nothing is to be
+        done: there another content has another entity tag.
+        """
+        self._objects.distrust(artifact.path)
 
     def versions(self, key: Sequence[str], partition: str | None = None) -> list[Artifact]:
         """Versions of an asset, or of one partition of it, the latest written first."""
@@ -185,7 +212,7 @@ class ArtifactStore:
 
     def delete(self, artifact: Artifact) -> None:
         """Remove a version; nothing happens when there is none."""
-        self._objects.delete(artifact.path)
+        self._objects.delete([artifact.path])
 
     def url_of(self, artifact: Artifact) -> str:
         """Absolute path or URL of an artefact's object, for people."""
@@ -230,6 +257,28 @@ class ArtifactStore:
         paths = (info.path for info in self._objects.list(folder))
         return sorted(path for path in paths if path.endswith(".json"))
 
+    def records(self, folder: str) -> Iterator[tuple[str, datetime]]:
+        """Path and time of the last change of all records below a folder, in one listing.
+
+        In no particular order; `folder` is such as ``.events/churn/model``.
+        """
+        for info in self.contents(folder):
+            if info.path.endswith(".json"):
+                yield info.path, info.modified
+
+    def contents(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """Everything below a folder, artefacts and records alike, in one listing without order."""
+        return self._objects.list(folder, recursive=True)
+
+    def discard(self, paths: Sequence[str]) -> None:
+        """Remove artefacts and records by their paths; those that aren't there don't matter."""
+        if paths:
+            self._objects.delete(paths)
+
+    def tidy(self, before: datetime) -> None:
+        """Remove what writers that were killed have left, if untouched since `before`."""
+        self._objects.tidy(before)
+
     @contextmanager
     def _fetch(self, artifact: Artifact) -> Iterator[Path]:
         try:
@@ -239,7 +288,8 @@ class ArtifactStore:
             raise self._missing(artifact.key, self.url_of(artifact)) from error
 
     def _is_intact(self, path: str, size: int, version: str) -> bool:
-        if self._objects.size(path) != size:
+        info = self._objects.look(path)
+        if info is None or info.size != size:
             return False
         with suppress(ObjectMissingError):
             return self._objects.digest(path).startswith(version)
@@ -247,6 +297,7 @@ class ArtifactStore:
 
     def _check_digest(self, artifact: Artifact, digest: str) -> None:
         if not digest.startswith(artifact.version):
+            self.distrust(artifact)
             raise CorruptArtifactError(
                 f"{self.url_of(artifact)} is damaged: its SHA-256 should begin with "
                 f"{artifact.version} and is {digest}; {_remedy(artifact.key)}"

@@ -6,39 +6,54 @@ materialised since. What bytes are and where they lie is the rest of this folder
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetKey,
     ConfigurableIOManager,
+    DagsterEvent,
     Failure,
     InputContext,
     MetadataValue,
     OutputContext,
+    StepLauncher,
     TableColumn,
     TableRecord,
     TableSchema,
 )
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from mlops_assets.dagster_internals import is_in_step, record_data_version, recorded_input_version
-from mlops_assets.errors import StoreError
+from mlops_assets.dagster_internals.database import FINGERPRINT
+from mlops_assets.dagster_internals.steps import (
+    instance_id,
+    is_in_step,
+    record_data_version,
+    recorded_input_version,
+    run_step,
+)
+from mlops_assets.errors import StoreError, UserError
 from mlops_assets.failures import explained
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
+from mlops_assets.store.memo import Memo, Outside
+from mlops_assets.store.reuse import StepComputation
+
+if TYPE_CHECKING:
+    from dagster._core.execution.context.system import StepExecutionContext
 
 LOAD_AS = "mlops/load_as"
 """Metadata of an input that says in which form a step wants it: "frame", "table" or "batches" for
 tables, "artifact" for the reference alone, which reads no content."""
 
 
-class StoreIOManager(ConfigurableIOManager):
+class StoreIOManager(ConfigurableIOManager, StepLauncher):
     """Keeps every asset of the project as immutable versions in one store.
 
     A step may return a value of a kind that the store knows, or the `Artifact` that it has written
-    by itself under the asset's own key.
+    by itself under the asset's own key. As Dagster's step launcher it is asked to run every step
+    that uses it, and runs those whose result it does not know.
     """
 
     url: str = Field(description="A folder, or the URL of a bucket and prefix.")
@@ -48,6 +63,53 @@ class StoreIOManager(ConfigurableIOManager):
     def artifacts(self) -> ArtifactStore:
         """The store itself, for what is not an asset's value."""
         return ArtifactStore(self.url, self.endpoint_url)
+
+    _running: dict[tuple[str, str], StepComputation] = PrivateAttr(default_factory=dict)
+
+    @property
+    def outside(self) -> Outside:
+        """What stages look at beside their inputs, and how sources are reached.
+
+        Sources are on the same S3-compatible server as the store, if one is set.
+        """
+        options = {"endpoint": self.endpoint_url} if self.endpoint_url else {}
+        return Outside(self.artifacts, options)
+
+    def launch_step(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
+        """Tell what a step would compute if it is known, else run it."""
+        computation = StepComputation.of(step_context, self.outside)
+        if computation is None:
+            yield from run_step(step_context)
+            return
+        events = None
+        try:
+            events = computation.reused()
+        except (UserError, OSError) as error:  # the step comes to it again, and explains it
+            step_context.log.warning(f"cannot tell whether this was computed before: {error}")
+        yield from self._telling(computation, computation.run() if events is None else events)
+
+    def reused(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent] | None:
+        """Return the events of a step as if it had run, for executors; None if it has to run.
+
+        Raises
+        ------
+        UserError, OSError
+            What it depends on cannot be looked up.
+        """
+        computation = StepComputation.of(step_context, self.outside)
+        events = computation.reused() if computation is not None else None
+        return self._telling(computation, events) if computation and events else None
+
+    def _telling(
+        self, computation: StepComputation, events: Iterator[DagsterEvent]
+    ) -> Iterator[DagsterEvent]:
+        """Let `handle_output` know which computation it is that Dagster is told of."""
+        step = (computation.step.run_id, computation.step.step.key)
+        self._running[step] = computation
+        try:
+            yield from events
+        finally:
+            del self._running[step]
 
     def handle_output(self, context: OutputContext, obj: Any) -> None:
         """Write the value, and record its digest as the asset's data version."""
@@ -60,6 +122,18 @@ class StoreIOManager(ConfigurableIOManager):
                     f"{key.to_user_string()} returned an artefact of {'/'.join(artifact.key)}; "
                     "copy it under its own key first"
                 )
+            step = context.step_context
+            computation = self._running.get((step.run_id, step.step.key))
+            fingerprint = computation.wrote(key, artifact) if computation is not None else None
+            if instance := instance_id(step.instance):
+                Memo(self.artifacts).set_latest(
+                    instance,
+                    key.to_user_string(),
+                    partition,
+                    version=artifact.version,
+                    fingerprint=fingerprint,
+                    run_id=step.run_id,
+                )
         record_data_version(context, key, artifact.version)
         context.add_output_metadata(
             {
@@ -67,6 +141,7 @@ class StoreIOManager(ConfigurableIOManager):
                 "dagster/uri": self.artifacts.url_of(artifact),
                 "size_bytes": artifact.size,
                 **table_metadata(artifact.facts),
+                **({FINGERPRINT: fingerprint} if fingerprint else {}),
             }
         )
 

@@ -4,6 +4,8 @@
 
     <asset key…>[/<partition>]/<version>.<extension>
     .<kind>/…/<name>.json
+    .memo/<fingerprint>.json
+    .events/<asset key…>[/<partition>]/<fingerprint>.json
 """
 
 from __future__ import annotations
@@ -18,8 +20,12 @@ VERSION_LENGTH = 16  # hexadecimal digits of a SHA-256, hence 64 bits: collision
 
 _KEY_PART = re.compile(r"[A-Za-z0-9_-]+")
 _VERSION = re.compile(rf"[0-9a-f]{{{VERSION_LENGTH}}}")
-_OBJECT_NAME = re.compile(rf"(?P<version>{_VERSION.pattern})\.(?P<extension>[a-z]+)")
-_RECORD = re.compile(r"\.[a-z]+(/[A-Za-z0-9_-]+)+\.json")
+_FOLDER = r"(?!\.)[A-Za-z0-9_.~%-]+"  # part of a key, or a partition
+_OBJECT = re.compile(rf"({_FOLDER}/)+(?P<version>{_VERSION.pattern})\.(?P<extension>[a-z]+)")
+_RECORD = re.compile(rf"\.[a-z]+(/{_FOLDER})+\.json")
+_COMPUTATION = re.compile(
+    r"\.(?P<kind>memo|events)/(?:(?P<folder>.+)/)?(?P<fingerprint>[0-9a-f]{64})\.json"
+)
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -58,8 +64,17 @@ def object_path(folder: str, version: str, extension: str) -> str:
 
 def parse_object_path(path: str) -> tuple[str, str] | None:
     """(version, extension) of an object's path; None when it isn't the path of a version."""
-    match = _OBJECT_NAME.fullmatch(path.rpartition("/")[2])
+    match = _OBJECT.fullmatch(path)
     return (match["version"], match["extension"]) if match else None
+
+
+def parse_computation_path(path: str) -> tuple[str, str, str] | None:
+    """(kind, folder, fingerprint) of a record in ``.memo``, without a folder, or in ``.events``.
+
+    None when it is the path of anything else.
+    """
+    match = _COMPUTATION.fullmatch(path)
+    return (match["kind"], match["folder"] or "", match["fingerprint"]) if match else None
 
 
 def record_path(path: str) -> str:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from mlops_assets.errors import StoreError
 
 REMOTE_SCHEMES = ("s3", "gs", "abfs", "abfss", "az", "memory")
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
 # What a person has to mend; any other OSError (EIO, ESTALE, …) may pass and stays an OSError.
 _REMEDIES = {
@@ -47,13 +50,14 @@ class StoreUnavailableError(ConnectionError):
     """The store did not answer, after the client's own retries: worth trying again later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as listings show it."""
+    """What a store says about an object without reading it."""
 
     path: str
     size: int  # bytes
     modified: datetime  # with time zone
+    tag: str  # another one whenever the object is written again: time of change, or entity tag
 
 
 class Upload(Protocol):
@@ -76,8 +80,11 @@ class Objects(Protocol):
     def url_of(self, path: str) -> str:
         """Absolute path or URL of an object, for people and messages."""
 
-    def size(self, path: str) -> int | None:
-        """Size of an object in bytes; None when there is none."""
+    def look(self, path: str) -> ObjectInfo | None:
+        """What there is at a path, in one request; None when there is nothing."""
+
+    def distrust(self, path: str) -> None:
+        """Change the tag of an object whose content changed behind the store's back."""
 
     def read(self, path: str) -> bytes:
         """Content of a small object; raises `ObjectMissingError`."""
@@ -100,8 +107,11 @@ class Objects(Protocol):
     def list(self, folder: str, *, recursive: bool = False) -> Iterator[ObjectInfo]:
         """Objects directly in a folder, or below it too, in no particular order."""
 
-    def delete(self, path: str) -> None:
-        """Remove an object; nothing happens when there is none."""
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove objects, and folders that are empty then; what isn't there doesn't matter."""
+
+    def tidy(self, before: datetime) -> None:
+        """Remove what uploads that were killed have left, if untouched since `before`."""
 
 
 def open_objects(url: str, *, endpoint_url: str | None = None) -> Objects:
@@ -162,11 +172,16 @@ class LocalObjects:
         """See `Objects`."""
         return str(self.root / path)
 
-    def size(self, path: str) -> int | None:
+    def look(self, path: str) -> ObjectInfo | None:
         """See `Objects`."""
         with suppress(ObjectMissingError), explained(self.url_of(path)):
-            return (self.root / path).stat().st_size
+            return _info(path, (self.root / path).stat())
         return None
+
+    def distrust(self, path: str) -> None:
+        """See `Objects`."""
+        with suppress(OSError):  # a store that cannot be written has no way to remember
+            os.utime(self.root / path)
 
     def read(self, path: str) -> bytes:
         """See `Objects`."""
@@ -189,9 +204,8 @@ class LocalObjects:
     def upload(self, folder: str) -> Iterator[_LocalUpload]:
         """See `Objects`."""
         with explained(self.url_of(folder)):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
-            temporary = self.root / folder / f".tmp-{os.urandom(16).hex()}"
-            file = temporary.open("xb")
+            file = _temporary_in(self.root / folder)
+        temporary = Path(file.name)
         try:
             yield _LocalUpload(self, file, temporary)
         finally:
@@ -212,23 +226,48 @@ class LocalObjects:
                 folders.clear()
             for name in names:
                 if not name.startswith("."):
-                    yield from self._info(Path(parent, name))
+                    file = Path(parent, name)
+                    with suppress(FileNotFoundError):  # deleted since its folder was read
+                        yield _info(file.relative_to(self.root).as_posix(), file.stat())
 
-    def delete(self, path: str) -> None:
+    def delete(self, paths: Sequence[str]) -> None:
         """See `Objects`."""
-        with explained(self.url_of(path)):
-            (self.root / path).unlink(missing_ok=True)
+        for path in paths:
+            with explained(self.url_of(path)):
+                (self.root / path).unlink(missing_ok=True)
+        folders = {folder for path in paths for folder in PurePath(path).parents if folder.name}
+        for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+            with suppress(OSError):  # not empty
+                (self.root / folder).rmdir()
 
-    def _info(self, file: Path) -> Iterator[ObjectInfo]:
-        with suppress(FileNotFoundError):  # deleted since its folder was read
-            stat = file.stat()
-            modified = datetime.fromtimestamp(stat.st_mtime, UTC)
-            yield ObjectInfo(file.relative_to(self.root).as_posix(), stat.st_size, modified)
+    def tidy(self, before: datetime) -> None:
+        """See `Objects`."""
+        for parent, _, names in os.walk(self.root, onerror=self._walk_error):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                file = Path(parent, name)
+                with explained(str(file)), suppress(FileNotFoundError):
+                    if file.stat().st_mtime < before.timestamp():
+                        file.unlink()
 
     def _walk_error(self, error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # an empty folder and none are the same
             with explained(str(error.filename)):
                 raise error
+
+
+def _temporary_in(folder: Path, tries: int = 10) -> BinaryIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / f".tmp-{os.urandom(16).hex()}").open("xb")
+    except (FileNotFoundError, FileExistsError):  # `delete` found the folder empty meanwhile
+        if tries == 0:
+            raise
+        return _temporary_in(folder, tries - 1)
+
+
+def _info(path: str, stat: os.stat_result) -> ObjectInfo:
+    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+    return ObjectInfo(path, stat.st_size, modified, str(stat.st_mtime_ns))
 
 
 class _LocalUpload:

@@ -14,9 +14,9 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ from mlops_assets.store.objects import (
 )
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _PART = 16 * 1024 * 1024  # bytes of one request, in both directions
@@ -55,13 +56,16 @@ class RemoteObjects:
         """See `Objects`."""
         return f"{self._url}/{path}"
 
-    def size(self, path: str) -> int | None:
+    def look(self, path: str) -> ObjectInfo | None:
         """See `Objects`."""
         import obstore
 
         with suppress(ObjectMissingError), self._explained(path):
-            return obstore.head(self._store, path)["size"]
+            return _info(obstore.head(self._store, path))
         return None
+
+    def distrust(self, path: str) -> None:
+        """See `Objects`; there is nothing to do, as the entity tag follows the content."""
 
     def read(self, path: str) -> bytes:
         """See `Objects`."""
@@ -115,15 +119,22 @@ class RemoteObjects:
                 else [obstore.list_with_delimiter(self._store, folder or None)["objects"]]
             )
             for page in pages:
-                for meta in page:
-                    yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
+                yield from map(_info, page)
 
-    def delete(self, path: str) -> None:
+    def delete(self, paths: Sequence[str]) -> None:
         """See `Objects`."""
         import obstore
 
-        with suppress(ObjectMissingError), self._explained(path):
-            obstore.delete(self._store, path)
+        try:
+            with self._explained(paths[0] if len(paths) == 1 else ""):
+                obstore.delete(self._store, paths)
+        except ObjectMissingError:  # only some providers mind
+            for path in paths:
+                with suppress(ObjectMissingError), self._explained(path):
+                    obstore.delete(self._store, path)
+
+    def tidy(self, before: datetime) -> None:
+        """See `Objects`; a rule of the bucket ends uploads in parts that were never completed."""
 
     def put(self, path: str, file: IO[bytes], size: int) -> None:
         """Upload a whole file: complete or absent."""
@@ -145,6 +156,11 @@ class RemoteObjects:
 
     def _explained(self, path: str) -> AbstractContextManager[None]:
         return _explained(self.url_of(path), self._endpoint_url)
+
+
+def _info(meta: ObjectMeta) -> ObjectInfo:
+    modified = meta["last_modified"]
+    return ObjectInfo(meta["path"], meta["size"], modified, meta["e_tag"] or modified.isoformat())
 
 
 class _RemoteUpload:

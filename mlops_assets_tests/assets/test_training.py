@@ -111,7 +111,7 @@ def test_the_metrics_artefact_is_what_the_figures_are_drawn_from(
 
 
 def test_training_again_gives_the_very_same_versions(customers: Project) -> None:
-    first, second = customers.train("customers"), customers.train("customers")
+    first, second = customers.train("customers"), customers.train("customers", refresh="true")
 
     for stage in ("raw", "train", "test", "model", "metrics", "champion"):
         key = f"customers/{stage}"
@@ -133,10 +133,10 @@ def test_raw_is_recorded_with_what_lay_at_the_source_when_it_was_read(customers:
 
 
 def test_the_same_champion_is_not_promoted_twice(customers: Project) -> None:
-    customers.train("customers")
-    second = customers.train("customers")
+    first = customers.train("customers")
+    second = customers.train("customers", refresh="true")
 
-    assert metadata(second, "customers/champion")["changed"] is False
+    assert metadata(second, "customers/champion")["promoted_by_run"] == first.run_id
     assert len(Champions(customers.store, "customers").history()) == 1
 
 
@@ -170,7 +170,7 @@ def test_a_champion_that_does_not_fit_the_new_data_gives_way(customers: Project)
     result = customers.train("customers")
 
     facts = metadata(result, "customers/champion")
-    assert facts["changed"] is True
+    assert facts["promoted_by_run"] == result.run_id
     assert "cannot be judged" in facts["reason"]
     assert "age" in facts["reason"]
 
@@ -197,9 +197,10 @@ def test_a_champion_that_cannot_be_restored_gives_way(customers: Project) -> Non
         (held,) = (customers.folder / "store" / "customers" / stage).iterdir()
         held.unlink()
     customers.add("customers", DUMMY)
-    facts = metadata(customers.train("customers"), "customers/champion")
+    result = customers.train("customers")
+    facts = metadata(result, "customers/champion")
 
-    assert facts["changed"] is True
+    assert facts["promoted_by_run"] == result.run_id
     assert "is missing from the store" in facts["reason"]
 
 
@@ -328,7 +329,7 @@ def test_a_damaged_object_is_named_and_not_retried(customers: Project) -> None:
     path = customers.folder / "store" / "customers" / "train"
     (damaged,) = path.iterdir()
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    result = customers.train("customers", "model")
+    result = customers.train("customers", "model", refresh="customers/model")
 
     assert not result.success
     (failure,) = [event for event in result.all_events if event.is_step_failure]

@@ -151,7 +151,7 @@ def test_an_interrupted_run_ends_at_once_and_the_next_one_succeeds(
     customers.add("customers", CUSTOMERS + "  features: slow_features_of_customers:slow\n")
     process = start(customers, MLOPS, "run")
     assert process.stderr is not None
-    while "customers/model" not in process.stderr.readline():
+    while "] customers/model" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(8)
     process.send_signal(signal_number)

@@ -89,7 +89,7 @@ def ui(customers: Project) -> Iterator[str]:
             process.wait()
 
 
-def test_a_pipeline_is_seen_run_and_judged_in_the_ui(
+def test_a_pipeline_is_seen_run_reused_and_judged_in_the_ui(
     ui: str, page: Page, customers: Project
 ) -> None:
     page.goto(f"{ui}/locations/mlops_assets/asset-groups/customers/lineage")
@@ -104,6 +104,22 @@ def test_a_pipeline_is_seen_run_and_judged_in_the_ui(
             assert time.monotonic() < deadline, (customers.folder / "dev.log").read_text()
             time.sleep(1)
     assert len(list((customers.folder / "store" / "customers" / "champion").iterdir())) == 1
+
+    page.goto(f"{ui}/locations/mlops_assets/asset-groups/customers/lineage")
+    page.get_by_role("button", name="Materialize all").click()
+    with DagsterInstance.from_config(str(customers.folder / "dagster")) as instance:
+        while len(runs := instance.get_runs()) < 2 or not all(run.is_finished for run in runs):
+            assert time.monotonic() < deadline, (customers.folder / "dev.log").read_text()
+            time.sleep(1)
+        assert all(run.is_success for run in runs)
+        event = instance.get_latest_materialization_event(champion)
+        assert event is not None
+        assert event.asset_materialization is not None
+        again = event.asset_materialization.metadata
+        assert again["produced_by_run"].value == runs[-1].run_id
+    page.goto(f"{ui}/assets/customers/model?view=overview")
+    expect(page.get_by_text("memoized", exact=True).first).to_be_visible()
+    expect(page.get_by_text("saved_seconds", exact=True).first).to_be_visible()
 
     page.goto(f"{ui}/assets/customers/raw?view=overview")
     expect(page.get_by_text("Row count")).to_be_visible()

@@ -12,7 +12,8 @@ import pytest
 from mlops_assets.errors import DataError, ModelError
 from mlops_assets.ml.read import read
 from mlops_assets.ml.split import split
-from mlops_assets.ml.train import infer_task, problem_kind, suited_task, train
+from mlops_assets.ml.task import infer_task, suited_task
+from mlops_assets.ml.train import problem_kind, train
 from mlops_assets.spec import DataSpec, ModelSpec, SplitSpec, Task
 
 from .conftest import CHURN

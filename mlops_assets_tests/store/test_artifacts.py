@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,9 +23,12 @@ from mlops_assets.store import (
     MissingArtifactError,
     StoreUnavailableError,
 )
-from mlops_assets_tests.store.conftest import BUCKET, free_port
+from mlops_assets.store.layout import folder_of
+from mlops_assets_tests.servers import free_port
+from mlops_assets_tests.store.conftest import BUCKET
 
 KEY = ["churn", "metrics"]
+AWKWARD_PARTITIONS = ["2024-01-31", "a/b", "..", ".a", "~", "50 %", "a|b", "ü", "a:b?c=d&e#f"]
 VALUE = {"roc_auc": 0.84, "rows": 7, "names": ["ü", None]}
 
 
@@ -122,6 +127,62 @@ def test_a_damaged_object_is_refused_with_both_digests_and_mended_by_the_next_wr
     assert store.read(artifact) == VALUE
 
 
+def test_the_tag_tells_an_object_that_nobody_touched_without_reading_it(
+    store: ArtifactStore,
+) -> None:
+    artifact = store.write(KEY, VALUE)
+    tag = store.tag(artifact)
+    assert isinstance(tag, str)
+    store.write(KEY, VALUE)
+    store.read(artifact)
+    assert store.tag(artifact) == tag
+    damage(store, artifact, b"x" * artifact.size)
+    assert store.tag(artifact) not in (None, tag)
+    damage(store, artifact, b"x")
+    assert store.tag(artifact) is None
+    store.delete(artifact)
+    assert store.tag(artifact) is None
+
+
+def test_an_artefact_is_verified_by_its_content(store: ArtifactStore) -> None:
+    artifact = store.write(KEY, VALUE)
+    assert store.verify(artifact)
+    damage(store, artifact, b"x" * artifact.size)
+    assert store.exists(artifact)
+    assert not store.verify(artifact)
+    store.write(KEY, VALUE)
+    assert store.verify(artifact)
+    store.delete(artifact)
+    assert not store.verify(artifact)
+
+
+@pytest.mark.parametrize("load", ["read", "copy"])
+def test_bits_that_flipped_on_the_disk_change_the_tag_once_somebody_noticed(
+    local: ArtifactStore, load: str
+) -> None:
+    artifact = local.write(KEY, VALUE)
+    file = Path(local.url_of(artifact))
+    before = file.stat()
+    file.write_bytes(b"x" * artifact.size)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert local.tag(artifact) == str(before.st_mtime_ns)
+    with pytest.raises(CorruptArtifactError):
+        local.read(artifact) if load == "read" else local.copy(artifact, ["other"])
+    assert local.tag(artifact) not in (None, str(before.st_mtime_ns))
+    assert not local.verify(artifact)
+
+
+def test_distrusting_what_is_gone_or_may_not_be_changed_does_nothing(
+    store: ArtifactStore,
+) -> None:
+    artifact = store.write(KEY, VALUE)
+    store.distrust(artifact)
+    assert store.verify(artifact)
+    store.delete(artifact)
+    store.distrust(artifact)
+    assert store.versions(KEY) == []
+
+
 def test_a_damaged_copy_is_mended_by_copying_again(store: ArtifactStore) -> None:
     artifact = store.write(KEY, VALUE)
     copy = store.copy(artifact, ["champion"], "de")
@@ -202,11 +263,52 @@ def test_records_are_put_read_and_listed(store: ArtifactStore) -> None:
         store.put_record(".memo/c.json", {"v": float("nan")})
 
 
+def test_all_records_below_a_folder_are_listed_with_their_time(store: ArtifactStore) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    paths = {f".events/a/{folder_of(['b'], partition)}/c.json" for partition in AWKWARD_PARTITIONS}
+    for path in paths | {".events/a/c.json", ".memo/d.json"}:
+        store.put_record(path, {"path": path})
+    assert store.list_records(".events/a") == [".events/a/c.json"]
+    listed = dict(store.records(".events/a"))
+    assert set(listed) == paths | {".events/a/c.json"}
+    assert all(before < modified < before + timedelta(minutes=1) for modified in listed.values())
+    assert all(store.get_record(path) == {"path": path} for path in listed)
+    assert list(store.records(".never")) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null"])
 def test_a_damaged_record_is_named(store: ArtifactStore, content: bytes) -> None:
     store._objects.create(".memo/a.json", content)
     with pytest.raises(CorruptArtifactError, match=r"\.memo/a\.json is damaged"):
         store.get_record(".memo/a.json")
+
+
+def test_many_objects_are_discarded_at_once_whether_they_are_there_or_not(
+    store: ArtifactStore,
+) -> None:
+    artifacts = [store.write(["a"], 1, partition) for partition in AWKWARD_PARTITIONS]
+    store.put_record(".memo/a.json", {})
+    other = store.write(["b"], 1)
+    paths = [it.path for it in artifacts]
+    assert {it.path for it in store.contents()} == {*paths, ".memo/a.json", other.path}
+    store.discard([*paths, "never/x.json", ".memo/a.json", paths[0]])
+    store.discard(paths)
+    store.discard([])
+    assert [it.path for it in store.contents()] == [other.path]
+
+
+def test_an_emptied_folder_is_removed_without_disturbing_who_writes_to_it(
+    local: ArtifactStore,
+) -> None:
+    def write_and_discard(number: int) -> bool:
+        artifact = local.write(["a", "b", "c"], number)
+        there = local.exists(artifact)
+        local.discard([artifact.path])
+        return there
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(write_and_discard, range(200)))
+    assert list(Path(local.url).iterdir()) == []
 
 
 def test_memory_lasts_as_long_as_the_process_and_is_shared_by_url() -> None:

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_assets.errors import StoreError
-from mlops_assets.store.layout import folder_of, object_path, parse_object_path, record_path
+from mlops_assets.store.layout import (
+    folder_of,
+    object_path,
+    parse_computation_path,
+    parse_object_path,
+    record_path,
+)
 
 VERSION = "0123456789abcdef"
 
@@ -80,7 +86,40 @@ def test_other_files_are_no_versions(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "a/b.json", ".a/../b.json", "/.a/b.json", ".a/b.txt", ".a//b.json"]
+    "path", [f"{VERSION}.json", f".git/{VERSION}.json", f"my files/{VERSION}.json"]
+)
+def test_versions_only_lie_in_folders_of_assets(path: str) -> None:
+    assert parse_object_path(path) is None
+
+
+def test_records_of_computations_are_told_from_others() -> None:
+    fingerprint = VERSION * 4
+    assert parse_computation_path(f".memo/{fingerprint}.json") == ("memo", "", fingerprint)
+    for folder in ("a", "churn/predictions/2024-01-31", "a/b/x%2Fy"):
+        path = f".events/{folder}/{fingerprint}.json"
+        assert parse_computation_path(path) == ("events", folder, fingerprint)
+    for path in (f".memo/{VERSION}.json", f"a/{fingerprint}.json", f".latest/i/{fingerprint}.json"):
+        assert parse_computation_path(path) is None
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_a_record_may_lie_in_the_folder_of_any_partition(partition: str) -> None:
+    path = f".events/{folder_of(['a'], partition)}/{VERSION}.json"
+    assert record_path(path) == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "a/b.json",
+        ".a/../b.json",
+        ".a/.b.json",
+        "/.a/b.json",
+        ".a/b.txt",
+        ".a//b.json",
+        "..a/b.json",
+    ],
 )
 def test_records_only_lie_in_folders_with_a_dot(path: str) -> None:
     with pytest.raises(StoreError, match="cannot be a record"):

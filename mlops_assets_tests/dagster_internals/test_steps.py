@@ -16,7 +16,7 @@ from dagster import (
     materialize,
 )
 
-from mlops_assets.dagster_internals import (
+from mlops_assets.dagster_internals.steps import (
     is_in_step,
     observe_input,
     record_data_version,

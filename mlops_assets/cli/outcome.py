@@ -1,0 +1,84 @@
+"""What Dagster's events say of the pipelines of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dagster import DagsterEventType
+
+from mlops_assets.assets.champion import EXISTS
+from mlops_assets.cli.progress import reason_of
+from mlops_assets.store.reuse import MEMOIZED
+
+if TYPE_CHECKING:
+    from dagster import AssetCheckEvaluation, AssetKey, ExecuteInProcessResult
+
+
+def add_result(
+    reports: Mapping[str, dict[str, Any]],
+    steps: Mapping[str, Sequence[AssetKey]],
+    result: ExecuteInProcessResult,
+) -> None:
+    """Add what a run did to the reports of its pipelines.
+
+    Parameters
+    ----------
+    reports : mapping of str to dict
+        By pipeline; see `mlops_assets.cli.summary`.
+    steps : mapping of str to sequence of AssetKey
+        The assets of every step of the run.
+    result : ExecuteInProcessResult
+        The run.
+    """
+    outcomes = _outcomes(result)
+    for step, keys in steps.items():
+        outcome, reason = outcomes.get(step, ("skipped", None))
+        report = reports[keys[0].path[0]]
+        names = [key.to_user_string() for key in keys]
+        report["reused"] = [name for name in report["reused"] if name not in names]
+        report[outcome] += names
+        report["error"] = report["error"] or reason
+    _add_values(reports, result)
+
+
+def _outcomes(result: ExecuteInProcessResult) -> dict[str, tuple[str, str | None]]:
+    outcomes: dict[str, tuple[str, str | None]] = {}
+    broken: dict[str, list[AssetCheckEvaluation]] = {}
+    reused: set[str] = set()
+    for event in result.all_events:
+        step = event.step_key
+        if step is None:
+            continue
+        if event.is_step_success:
+            outcomes[step] = ("reused" if step in reused else "executed", None)
+        elif event.is_step_materialization:
+            if MEMOIZED in event.step_materialization_data.materialization.metadata:
+                reused.add(step)
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if MEMOIZED in check.metadata:
+                reused.add(step)
+            elif not check.passed:
+                broken.setdefault(step, []).append(check)
+        elif event.is_step_failure:
+            outcomes[step] = ("failed", f"{step}: {reason_of(event, broken.get(step, ()))}")
+    return outcomes
+
+
+def _add_values(reports: Mapping[str, dict[str, Any]], result: ExecuteInProcessResult) -> None:
+    for event in result.all_events:
+        if event.is_step_materialization:
+            made = event.step_materialization_data.materialization
+            pipeline, stage = made.asset_key.path[0], made.asset_key.path[-1]
+            if stage == "metrics":
+                reports[pipeline]["metrics"] = made.metadata["metrics"].value
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if check.check_name == EXISTS:
+                facts = {name: value.value for name, value in check.metadata.items()}
+                reports[check.asset_key.path[0]]["champion"] = {
+                    "version": facts.get("version"),
+                    "changed": facts.get("promoted_by_run") == result.run_id,
+                    "reason": facts["reason"],
+                }

@@ -1,0 +1,96 @@
+"""What the sqlite instance in `DAGSTER_HOME` holds as the latest of its assets, without Dagster.
+
+Importing Dagster takes longer than everything else that an unchanged `mlops run` does. Whatever is
+not as expected here counts as not known, and Dagster itself is asked then.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FINGERPRINT = "mlops/fingerprint"
+"""Metadata of a materialisation: what it was computed from."""
+
+_VERSION, _CODE = "dagster/data_version", "dagster/code_version"
+_INPUT = "dagster/input_data_version/"
+
+
+class Recorded(NamedTuple):
+    """The latest materialisation of an asset in a Dagster instance."""
+
+    version: str | None
+    code_version: str | None
+    inputs: Mapping[str, str]
+    """Data versions by upstream asset, as in `churn/train`."""
+    fingerprint: str | None
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str], fingerprint: object) -> Recorded:
+        """Read the tags that Dagster gives a materialisation."""
+        return cls(
+            tags.get(_VERSION),
+            tags.get(_CODE),
+            {
+                name.removeprefix(_INPUT): value
+                for name, value in tags.items()
+                if name.startswith(_INPUT)
+            },
+            fingerprint if isinstance(fingerprint, str) else None,
+        )
+
+
+def recorded_in(home: Path, assets: Collection[str]) -> dict[str, Recorded] | None:
+    """Return the latest materialisation of each of the assets that has one.
+
+    None when this is not known: the instance is no sqlite one, or its database is not as expected.
+    """
+    try:
+        if _stores_elsewhere(home):
+            return None
+        database = home / "history" / "runs" / "index.db"
+        if not database.is_file():
+            return {}
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(
+                "SELECT last_materialization FROM asset_keys WHERE last_materialization IS NOT NULL"
+                " AND (wipe_timestamp IS NULL OR last_materialization_timestamp > wipe_timestamp)"
+                " AND asset_key IN (SELECT value FROM json_each(?))",
+                [json.dumps([json.dumps(asset.split("/")) for asset in assets])],
+            ).fetchall()
+        return dict(_decode(json.loads(row)) for (row,) in rows)
+    except (OSError, sqlite3.Error, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _stores_elsewhere(home: Path) -> bool:
+    configuration = home / "dagster.yaml"
+    if not configuration.is_file():
+        return False
+    import yaml
+
+    try:
+        fields = yaml.safe_load(configuration.read_text()) or {}
+    except yaml.YAMLError:  # Dagster will say so
+        return True
+    return not isinstance(fields, dict) or any(
+        "storage" in name and name != "local_artifact_storage" for name in fields
+    )
+
+
+def _decode(record: Mapping[str, Any]) -> tuple[str, Recorded]:
+    event = record["event_log_entry"]["dagster_event"]
+    made = event["event_specific_data"]["materialization"]
+    values = _texts(made["metadata_entries"])
+    return "/".join(made["asset_key"]["path"]), Recorded.of(
+        made["tags"], dict(values).get(FINGERPRINT)
+    )
+
+
+def _texts(entries: list[dict[str, Any]]) -> Iterator[tuple[str, object]]:
+    for entry in entries:
+        yield entry["label"], entry["entry_data"].get("text")

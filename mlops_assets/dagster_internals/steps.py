@@ -1,0 +1,204 @@
+"""What a step needs of Dagster beyond its public interface: versions of inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckResult,
+    AssetKey,
+    AssetObservation,
+    DagsterError,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterExecutionInterruptedError,
+    InputContext,
+    Output,
+)
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.execution.plan.execute_step import (
+    _process_asset_results_to_events,
+    _step_output_error_checked_user_event_sequence,
+    _store_output,
+    core_dagster_event_sequence_for_step,
+)
+from dagster._core.execution.plan.objects import StepSuccessData, TypeCheckData
+from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
+
+if TYPE_CHECKING:
+    from dagster import AssetExecutionContext, DagsterInstance, OutputContext
+    from dagster._core.execution.context.system import StepExecutionContext
+
+
+class RunInterrupted(DagsterError, DagsterExecutionInterruptedError):
+    """Ends the run at once.
+
+    A step with a retry policy that is interrupted would be tried again, after Ctrl-C too. As a
+    `DagsterError` this gets past the policy, and as an interrupt it stops all other steps.
+    """
+
+
+def record_data_version(context: OutputContext, key: AssetKey, version: str) -> None:
+    """Give the materialisation that is being recorded its data version.
+
+    Publicly only the asset's own function can do so, before the IO manager knows the content.
+    """
+    from dagster import DataVersion
+
+    context.step_context.set_data_version(key, DataVersion(version))
+
+
+def observe_input(context: AssetExecutionContext, key: AssetKey, version: str) -> None:
+    """Record what an external upstream asset holds now, as the version that this step is given.
+
+    Publicly the version of an input is that of the last observation before the step began.
+    """
+    context.log_event(AssetObservation(key, tags={"dagster/data_version": version}))
+    context.get_step_execution_context().wipe_input_asset_version_info(key)
+
+
+def is_in_step(context: InputContext) -> bool:
+    """Say whether an input is loaded for a running step, rather than by hand."""
+    return context._step_context is not None
+
+
+def recorded_input_version(
+    context: InputContext | AssetExecutionContext, key: AssetKey
+) -> str | None:
+    """Return the data version of an input that Dagster records for the running step.
+
+    None when the upstream asset has neither a materialisation nor an observation.
+    """
+    if isinstance(context, InputContext):
+        step = context.step_context
+    else:
+        step = context.get_step_execution_context()
+    info = step.maybe_fetch_and_get_input_asset_version_info(key)
+    return info.data_version.value if info is not None and info.data_version else None
+
+
+def asset_outputs(step: StepExecutionContext) -> dict[AssetKey, str]:
+    """Return the assets that a step materialises, with the names of the op's outputs.
+
+    Empty for steps that do something else: ops, observations, checks, parts of a graph, and steps
+    that fill several partitions in one go.
+    """
+    assets = step.assets_def
+    if assets is None or not assets.is_materializable or step.is_op_in_graph:
+        return {}
+    if step.has_partition_key_range and not step.has_partition_key:
+        return {}
+    return {key: assets.get_output_name_for_asset_key(key) for key in step.get_output_asset_keys()}
+
+
+def code_version(step: StepExecutionContext, key: AssetKey) -> str | None:
+    """Return the code version that the definition of an asset of the step was given."""
+    return step.job_def.asset_layer.get(key).code_version
+
+
+def decorated_function(step: StepExecutionContext) -> object:
+    """Return the function that was made an asset."""
+    compute = step.op_def.compute_fn
+    return compute.decorated_fn if isinstance(compute, DecoratedOpFunction) else compute
+
+
+def op_config(step: StepExecutionContext) -> Any:
+    """Return the configuration of the step's op with all defaults; None when it has none."""
+    return step.op_config or None
+
+
+def partition_of(step: StepExecutionContext, output: str) -> str | None:
+    """Return the partition that an output of the step is for; None when it isn't partitioned."""
+    if not step.has_asset_partitions_for_output(output):
+        return None
+    return step.asset_partition_key_for_output(output)
+
+
+def input_versions(step: StepExecutionContext) -> dict[AssetKey, str | dict[str, str] | None]:
+    """Return the data versions of all that the assets of a step depend on, as Dagster records them.
+
+    By partition for partitioned inputs. None for an input that has no version.
+    """
+    layer, outputs = step.job_def.asset_layer, step.get_output_asset_keys()
+    parents = {parent for key in outputs for parent in layer.get(key).parent_keys}
+    versions: dict[AssetKey, str | dict[str, str] | None] = {}
+    for parent in sorted(parents):
+        name = layer.get_node_input_name(step.node_handle, parent)
+        if name is not None and step.has_asset_partitions_for_input(name):
+            subset = step.asset_partitions_subset_for_input(name, require_valid_partitions=False)
+            versions[parent] = _partition_versions(step, parent, list(subset.get_partition_keys()))
+        elif parent not in outputs:
+            info = step.maybe_fetch_and_get_input_asset_version_info(parent)
+            version = info.data_version if info is not None else None
+            versions[parent] = version.value if version is not None else None
+    return versions
+
+
+def _partition_versions(
+    step: StepExecutionContext, key: AssetKey, partitions: list[str]
+) -> dict[str, str]:
+    tags = step.instance.event_log_storage.get_latest_tags_by_partition(
+        key, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], partitions
+    )
+    return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items()}
+
+
+def observed(step: StepExecutionContext, key: AssetKey, version: str) -> DagsterEvent:
+    """Record what an external upstream asset holds now; see `observe_input`."""
+    observation = AssetObservation(key, tags={DATA_VERSION_TAG: version})
+    event = DagsterEvent.asset_observation(step, observation)
+    step.wipe_input_asset_version_info(key)
+    return event
+
+
+def run_step(step: StepExecutionContext) -> Iterator[DagsterEvent]:
+    """Run a step as Dagster would without a step launcher."""
+    return core_dagster_event_sequence_for_step(step)
+
+
+def replay_step(
+    step: StepExecutionContext,
+    results: Iterable[Output[Any] | AssetCheckResult],
+    values: Mapping[str, Any],
+) -> Iterator[DagsterEvent]:
+    """Take a step's results for granted: no input is loaded and no function is called.
+
+    The results go through Dagster's own code, so that events, tags and provenance are those of a
+    step that ran. `values` by output are what a test is given that asks the run's result for them.
+    """
+    begun = perf_counter()
+    yield DagsterEvent.step_start_event(step)
+    step.fetch_external_input_asset_version_info()
+    for result in _step_output_error_checked_user_event_sequence(
+        step, _process_asset_results_to_events(step, iter(results))
+    ):
+        if isinstance(result, Output):
+            handle = StepOutputHandle(step.step.key, result.output_name)
+            if step.output_capture is not None:
+                step.output_capture[handle] = values.get(result.output_name)
+            # The type was checked when the value was computed; here is only a reference to it.
+            checked = TypeCheckData(success=True, label=result.output_name)  # type: ignore[no-untyped-call]
+            output = StepOutputData(handle, checked, metadata=result.metadata)
+            yield DagsterEvent.step_output_event(step, output)
+            yield from _store_output(step, handle, result)
+        elif isinstance(result, AssetCheckEvaluation):
+            yield DagsterEvent.asset_check_evaluation(step, result)
+    duration = StepSuccessData(duration_ms=(perf_counter() - begun) * 1000)  # type: ignore[no-untyped-call]
+    yield DagsterEvent.step_success_event(step, duration)
+
+
+def captures_values(step: StepExecutionContext) -> bool:
+    """Say whether the values of outputs are handed to whoever started the run, such as a test."""
+    return step.output_capture is not None
+
+
+def instance_id(instance: DagsterInstance) -> str | None:
+    """Return what tells an instance from others; None for one that ends with the process."""
+    if not instance.is_persistent:
+        return None
+    identify = getattr(instance.run_storage, "get_run_storage_id", None)
+    return str(identify()) if identify is not None else None

@@ -1,0 +1,174 @@
+"""What a run would execute, what it would reuse, and why: decided without running anything.
+
+The decisions are those that the steps themselves make when they start (`mlops_assets.store.reuse`),
+from the same stages and the same memo. Nothing here imports Dagster or anything else that is slow
+to import, so that the answer takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from mlops_assets.dagster_internals.database import Recorded
+from mlops_assets.errors import UserError
+from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import Stage, stages
+from mlops_assets.store.memo import Computation, Computed, Memo, Outside, differences
+
+READERS = 16  # pipelines that are looked up at the same time in a store over the network
+
+
+@dataclass
+class PipelinePlan:
+    """What a run of one pipeline would do."""
+
+    pipeline: str
+    execute: list[tuple[str, str]] = field(default_factory=list)
+    """Assets in the order of the pipeline, and why."""
+    reuse: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
+    """Those to reuse that this Dagster instance has not as the latest: it has to be told."""
+    error: str | None = None
+    """Why nothing could be decided: the source or the store cannot be looked at."""
+    computed: dict[str, Computed] = field(default_factory=dict)
+    """What is known of the assets to reuse."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a run would change nothing, in the store or in this instance."""
+        return not (self.execute or self.unrecorded or self.error)
+
+
+def plan_pipelines(
+    specs: Iterable[PipelineSpec],
+    outside: Outside,
+    recorded: Mapping[str, Recorded],
+    refresh: Iterable[str] = (),
+) -> dict[str, PipelinePlan]:
+    """Plan pipelines; several at a time where the store is reached over the network."""
+    specs, refresh = list(specs), frozenset(refresh)
+    if "://" not in outside.store.url:
+        plans = [plan_pipeline(spec, outside, recorded, refresh) for spec in specs]
+    else:
+        with ThreadPoolExecutor(READERS) as pool:
+            plans = list(
+                pool.map(lambda spec: plan_pipeline(spec, outside, recorded, refresh), specs)
+            )
+    return {plan.pipeline: plan for plan in plans}
+
+
+def plan_pipeline(
+    spec: PipelineSpec,
+    outside: Outside,
+    recorded: Mapping[str, Recorded],
+    refresh: Iterable[str] = (),
+) -> PipelinePlan:
+    """Decide for each asset of a pipeline whether a run would execute or reuse it.
+
+    Parameters
+    ----------
+    spec : PipelineSpec
+        The pipeline.
+    outside : Outside
+        The store, and how sources are reached.
+    recorded : mapping of str to Recorded
+        What this Dagster instance has as the latest materialisation, by asset; empty for an
+        instance that has none.
+    refresh : iterable of str
+        Assets to compute whatever is known of them; "true" for all.
+    """
+    plan = PipelinePlan(spec.name)
+    versions: dict[str, str | None] = {}
+    """Of the assets so far; None for one that stays without a value."""
+    try:
+        for stage in stages(spec).values():
+            _plan_stage(plan, stage, outside, recorded, frozenset(refresh), versions)
+    except (UserError, OSError) as error:
+        plan.error = str(error)
+    return plan
+
+
+def _plan_stage(
+    plan: PipelinePlan,
+    stage: Stage,
+    outside: Outside,
+    recorded: Mapping[str, Recorded],
+    refresh: frozenset[str],
+    versions: dict[str, str | None],
+) -> None:
+    memo = Memo(outside.store)
+    changing = [name for name in stage.inputs if name in dict(plan.execute)]
+    inputs = {name: seen.version for name, seen in stage.look(outside).items()}
+    inputs |= {name: version for name in stage.inputs if (version := versions.get(name))}
+    computations = {
+        asset: Computation(asset, None, stage.code, None, inputs) for asset in stage.outputs
+    }
+    found = {} if changing else {a: memo.get(c.fingerprint) for a, c in computations.items()}
+    hits = {a: computed for a, computed in found.items() if computed and memo.is_intact(computed)}
+    forced = (
+        "a refresh was asked for"
+        if "true" in refresh or not refresh.isdisjoint(stage.outputs)
+        else "the pipeline file lists it under recompute"
+        if stage.recompute
+        else None
+    )
+    if forced or len(hits) < len(stage.outputs):
+        for asset, computation in computations.items():
+            reasons = [forced] if forced else []
+            if not forced:
+                before = _before(memo, outside, asset, recorded)
+                reasons += _why(computation, before, found.get(asset), changing, outside)
+            plan.execute.append((asset, "; ".join(reasons)))
+        return
+    for asset, computed in hits.items():
+        version = computed.artifact.version if computed.artifact else None
+        versions[asset] = version
+        plan.reuse.append(asset)
+        plan.computed[asset] = computed
+        if version is not None and not _is_recorded(stage, version, inputs, recorded.get(asset)):
+            plan.unrecorded.append(asset)
+
+
+def _why(
+    now: Computation,
+    before: Computed | None,
+    found: Computed | None,
+    changing: list[str],
+    outside: Outside,
+) -> list[str]:
+    if before is None:
+        return differences(None, now)
+    known = {name: version for name, version in now.inputs.items() if name not in changing}
+    unknown = {name: version for name, version in before.inputs.items() if name in changing}
+    same = Computation(now.asset, now.partition, now.code, now.config, {**known, **unknown})
+    reasons = differences(before, same)
+    reasons += [f"depends on {name}, which is executed" for name in changing]
+    if reasons:
+        return reasons
+    if found is not None and found.artifact is not None:
+        return [f"missing or damaged: {outside.store.url_of(found.artifact)}"]
+    return ["the record of its computation is missing or damaged"]
+
+
+def _before(
+    memo: Memo, outside: Outside, asset: str, recorded: Mapping[str, Recorded]
+) -> Computed | None:
+    """Return the latest computation of an asset in this instance, or else by anybody."""
+    known = recorded.get(asset)
+    if known is not None and known.fingerprint and (latest := memo.get(known.fingerprint)):
+        return latest
+    newest = memo.newest(asset, None)
+    return memo.get(newest) if newest is not None else None
+
+
+def _is_recorded(
+    stage: Stage, version: str, inputs: Mapping[str, str], recorded: Recorded | None
+) -> bool:
+    return (
+        recorded is not None
+        and recorded.version == version
+        and recorded.code_version == stage.code.version
+        and all(recorded.inputs.get(name) == inputs.get(name) for name in stage.inputs)
+    )
