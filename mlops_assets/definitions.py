@@ -11,12 +11,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from dagster import AssetSpec, Definitions, EnvVar, MetadataValue, in_process_executor
+from dagster import AssetSpec, Definitions, EnvVar, MetadataValue
 
 from mlops_assets.assets import build_assets
 from mlops_assets.assets.common import MLFLOW, STORE
+from mlops_assets.automation.conditions import automated
 from mlops_assets.automation.jobs import training_job
 from mlops_assets.automation.schedules import training_schedule
+from mlops_assets.automation.sensors import pipeline_sensors
+from mlops_assets.execution.executors import local_executor
 from mlops_assets.pipeline_file import PipelineFileError, load_pipelines
 from mlops_assets.settings import Settings
 from mlops_assets.spec import ComputeSpec, PipelineSpec
@@ -59,13 +62,14 @@ def build_defs(
     schedules = [training_schedule(spec, jobs[spec.name]) for spec in specs]
     return Definitions(
         assets=[
-            *(asset for spec in specs for asset in build_assets(spec)),
+            *(automated(asset) for spec in specs for asset in build_assets(spec)),
             *(_broken(name, error) for name, error in pipelines.broken.items()),
         ],
         jobs=list(jobs.values()),
         schedules=[schedule for schedule in schedules if schedule is not None],
+        sensors=[sensor for spec in specs for sensor in pipeline_sensors(spec)],
         resources={**_resources(settings), **(overrides or {})},
-        executor=in_process_executor,
+        executor=local_executor,
     )
 
 

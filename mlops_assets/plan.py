@@ -144,7 +144,8 @@ def _why(
     unknown = {name: version for name, version in before.inputs.items() if name in changing}
     same = Computation(now.asset, now.partition, now.code, now.config, {**known, **unknown})
     reasons = differences(before, same)
-    reasons += [f"depends on {name}, which is executed" for name in changing]
+    if changing:
+        reasons.append(f"depends on what is executed: {', '.join(changing)}")
     if reasons:
         return reasons
     if found is not None and found.artifact is not None:

@@ -158,7 +158,7 @@ def test_a_change_that_ends_in_the_same_data_stops_there(customers: Project) -> 
 
     assert names(asset for asset, _ in planned.execute) == set(ASSETS)
     assert dict(planned.execute)["customers/train"] == (
-        "depends on customers/raw, which is executed"
+        "depends on what is executed: customers/raw"
     )
     assert executed(customers.train("customers")) == {"raw"}
     assert plan(customers).is_empty
