@@ -13,7 +13,7 @@ from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import PipelinePlan, plan_pipeline
 from mlops_assets.store.memo import Outside
 from mlops_assets.store.reuse import MEMOIZED
-from mlops_assets_tests.conftest import CUSTOMERS, Project, write_customers
+from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_customers
 
 ASSETS = ("raw", "train", "test", "model", "metrics", "champion")
 
@@ -206,6 +206,14 @@ def test_going_back_is_recorded_as_the_latest(customers: Project) -> None:
     planned = plan(customers)
 
     assert {"train", "test", "model", "metrics"} <= names(planned.unrecorded)
+
+
+def test_what_a_refresh_computes_from_new_inputs_is_remembered(customers: Project) -> None:
+    customers.train("customers")
+    customers.add("customers", DUMMY)
+    assert customers.train("customers", refresh="true").success
+
+    assert plan(customers).is_empty
 
 
 def test_a_refresh_is_planned_with_all_below(customers: Project) -> None:

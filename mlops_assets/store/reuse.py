@@ -117,9 +117,9 @@ class StepComputation:
 
     def reused(self) -> Iterator[DagsterEvent] | None:
         """Return the events of the step as if it had run; None if it has to run."""
+        self.seen = self._look()
         if self._must_run():
             return None
-        self.seen = self._look()
         hits: dict[AssetKey, Computed] = {}
         for key in self.outputs:
             computation = self._computation(key, self.seen)
@@ -196,7 +196,8 @@ class StepComputation:
         if computed.artifact is not None:
             made = deserialize_value(events["materialization"], AssetMaterialization)
             metadata: dict[str, Any] = {**made.metadata, **about}
-            yield Output(computed.artifact, self.outputs[key], metadata=metadata)
+            tags = {name: tag for name, tag in (made.tags or {}).items() if not _is_dagsters(name)}
+            yield Output(computed.artifact, self.outputs[key], metadata=metadata, tags=tags)
         for text in events["checks"]:
             check = deserialize_value(text, AssetCheckEvaluation)
             yield AssetCheckResult(
@@ -261,7 +262,10 @@ class StepComputation:
         What the step itself has changed, such as the champion, counts as it left it: the same
         step, run again, would leave it so.
         """
-        seen = self._look()
+        try:
+            seen = self._look()
+        except (UserError, OSError):  # gone while the step ran
+            return None
         recorded = {
             parent.to_user_string(): version
             for parent, version in input_versions(self.step).items()
@@ -343,6 +347,10 @@ def latest_fingerprint(
     made = records[0].asset_materialization if records else None
     value = made.metadata.get(FINGERPRINT) if made is not None else None
     return str(value.value) if value is not None else None
+
+
+def _is_dagsters(tag: str) -> bool:
+    return tag.startswith("dagster/")
 
 
 def _told(events: Iterable[DagsterEvent]) -> dict[AssetKey, tuple[str | None, list[str]]]:

@@ -339,3 +339,45 @@ def test_a_damaged_object_is_named_and_not_retried(customers: Project) -> None:
     healed = customers.train("customers", "train", "test", "model")
     assert healed.success
     assert version(healed, "customers/train") == version(first, "customers/train")
+
+
+def test_a_source_that_vanishes_while_it_is_read_costs_the_memory_and_not_the_step(
+    customers: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlops_assets.ml import read as reading
+
+    data = customers.folder / "pipelines" / "customers.csv"
+    read = reading.read
+
+    def read_and_remove(*args: Any) -> Any:
+        frame = read(*args)
+        data.unlink()
+        return frame
+
+    monkeypatch.setattr(reading, "read", read_and_remove)
+    result = customers.train("customers", "raw")
+
+    assert result.success
+    assert not (customers.folder / "store" / ".memo").exists()
+
+
+def test_data_that_change_while_they_are_read_are_not_remembered_as_what_they_were(
+    customers: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlops_assets.ml import read as reading
+
+    data = customers.folder / "pipelines" / "customers.csv"
+    before, read = data.read_bytes(), reading.read
+
+    def change_and_read(*args: Any) -> Any:
+        write_customers(data, rows=90)
+        return read(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "read", change_and_read)
+        assert customers.train("customers", "raw").success
+    data.write_bytes(before)
+
+    assert (
+        metadata(customers.train("customers", "raw"), "customers/raw")["dagster/row_count"] == 120
+    )

@@ -65,7 +65,8 @@ class Runs:
         @asset(code_version=code_version, **kwargs)
         def numbers() -> Output[pd.DataFrame]:
             self.called.append("numbers")
-            return Output(pd.DataFrame({"n": [value] * 3}), metadata={"about": "it"})
+            frame = pd.DataFrame({"n": [value] * 3})
+            return Output(frame, metadata={"about": "it"}, tags={"team": "ml"})
 
         return numbers
 
@@ -117,6 +118,8 @@ def test_an_unchanged_step_is_told_again_and_not_run(runs: Runs) -> None:
         for result in (first, second)
     ]
     assert tags[0] == tags[1]
+    again_tags = second.asset_materializations_for_node("numbers")[0].tags or {}
+    assert again_tags["team"] == "ml"
     assert tags[0]["dagster/input_data_version/numbers"] == objects(runs.store, "numbers")[0].stem
 
 
