@@ -22,7 +22,6 @@ HEAVY = (
     "numpy",
     "obstore",
     "pandas",
-    "pandera",
     "pyarrow",
     "scipy",
     "skops",

@@ -5,8 +5,9 @@ Only judging; whether a broken rule stops a pipeline is decided where it is show
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlops_assets.errors import DataError
 from mlops_assets.spec import DataSpec
@@ -41,26 +42,12 @@ def broken_rules(frame: pd.DataFrame, data: DataSpec) -> list[BrokenRule]:
     DataError
         `between` is declared for a column that is not a number.
     """
-    import pandera.pandas as pa
-    from pandera.errors import SchemaErrors
-
-    categories = frame.select_dtypes("category").columns
-    schema = pa.DataFrameSchema(
-        {
-            name: pa.Column(nullable=True, checks=_rules(frame, name, data))
-            for name in map(str, frame.columns)
-        }
-    )
-    try:
-        # pandera loses the rows of a category column
-        schema.validate(frame.astype(dict.fromkeys(categories, "object")), lazy=True)
-    except SchemaErrors as errors:
-        cases = errors.failure_cases.groupby(["check", "column"], sort=False)
-        return [
-            _broken(rule, column, rows, data)
-            for (rule, column), rows in cases["index"].agg(list).items()
-        ]
-    return []
+    return [
+        _broken(rule, name, frame.index[breaks.to_numpy(dtype=bool)].tolist(), data)
+        for name in map(str, frame.columns)
+        for rule, breaks in _breaks(frame[name], name, data)
+        if breaks.any()
+    ]
 
 
 def class_balance(frame: pd.DataFrame, target: str) -> dict[str, float]:
@@ -69,30 +56,24 @@ def class_balance(frame: pd.DataFrame, target: str) -> dict[str, float]:
     return {str(name): float(share) for name, share in sorted(shares.items())}
 
 
-def _rules(frame: pd.DataFrame, column: str, data: DataSpec) -> list[Any]:
+def _breaks(values: pd.Series, column: str, data: DataSpec) -> Iterator[tuple[str, pd.Series]]:
+    """Tell for each rule of a column which rows break it."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
-    from pandera.pandas import Check
 
-    rules = []
+    known = values.notna()
     if column in data.checks.unique:
-        rules.append(Check(lambda values: ~values.duplicated(keep=False), name="unique"))
+        yield "unique", known & values.duplicated(keep=False)
     if column in data.checks.not_null:
-        rules.append(Check(lambda values: values.notna(), name="not_null", ignore_na=False))
+        yield "not_null", ~known
     if column == data.target:
-        rules.append(
-            Check(lambda values: values.notna() | values.notna().any(), name="target",
-                  ignore_na=False)
-        )  # fmt: skip
+        yield "target", ~known & (not known.any())
     if column in data.checks.between:
-        dtype = frame[column].dtype
-        if not is_numeric_dtype(dtype) or is_bool_dtype(dtype):
+        if not is_numeric_dtype(values.dtype) or is_bool_dtype(values.dtype):
             raise DataError(
                 f"data.checks.between: column {column} is not a number; remove the rule, or declare"
                 f" the column in data.columns as {column}: number"
             )
-        low, high = data.checks.between[column]
-        rules.append(Check(lambda values: values.between(low, high), name="between"))
-    return rules
+        yield "between", known & ~values.between(*data.checks.between[column])
 
 
 def _broken(rule: str, column: str, rows: list[int], data: DataSpec) -> BrokenRule:
