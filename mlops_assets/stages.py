@@ -18,7 +18,10 @@ from mlops_assets.store.memo import Outside, Seen
 if TYPE_CHECKING:
     from mlops_assets.spec import PipelineSpec
 
-_ASSETS = "mlops_assets.assets"
+ASSETS = ("raw", "train", "test", "model", "metrics", "champion")
+"""What the stages of every pipeline make, in the order in which they run."""
+
+_MODULES = "mlops_assets.assets"
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _stage(
         outputs=tuple(f"{spec.name}/{asset}" for asset in makes or [name]),
         inputs=tuple(f"{spec.name}/{asset}" for asset in reads),
         parameters=dict(_flat(parameters)),
-        begins_with=(f"{_ASSETS}.{name}", *(begins_with or [])),
+        begins_with=(f"{_MODULES}.{name}", *(begins_with or [])),
         recompute=name in spec.recompute,
         look=look,
     )

@@ -54,6 +54,16 @@ class Project:
             pipelines=str(self.folder / "pipelines"),
         )
 
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the environment of a process that works on this project."""
+        return {
+            **os.environ,
+            "DAGSTER_HOME": str(home),
+            "MLOPS_PIPELINES": self.settings.pipelines,
+            "MLOPS_STORE_URL": self.settings.store_url,
+            "MLFLOW_TRACKING_URI": self.settings.tracking_uri,
+        }
+
     @property
     def store(self) -> ArtifactStore:
         return ArtifactStore(self.settings.store_url)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 import time
 
 
@@ -26,3 +29,13 @@ def wait_for(port: int) -> None:
             time.sleep(0.1)
         else:
             return
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a process and those that it started; kill them if they do not end."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,8 @@ def plan(project: Project, *refresh: str) -> PipelinePlan:
     return plan_pipeline(spec, Outside(project.store, {}), recorded, refresh)
 
 
-def names(assets: object) -> set[str]:
-    return {str(asset).removeprefix("customers/") for asset in assets}  # type: ignore[attr-defined]
+def names(assets: Iterable[str]) -> set[str]:
+    return {asset.removeprefix("customers/") for asset in assets}
 
 
 def executed(result: ExecuteInProcessResult) -> set[str]:

@@ -8,11 +8,15 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlops_assets.errors import UserError
+
+if TYPE_CHECKING:
+    from mlops_assets.cli.planning import Project
+    from mlops_assets.dagster_internals.database import Recorded
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,6 +30,16 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(str(error)) from error
 
     return run_it
+
+
+def _recorded(project: Project) -> dict[str, Recorded]:
+    """Return what the instance has as the latest; Dagster is imported if only it knows."""
+    recorded = project.recorded()
+    if recorded is None:
+        from mlops_assets.cli.run import recorded as ask_dagster
+
+        recorded = ask_dagster(project)
+    return recorded
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,12 +79,7 @@ def plan(pipelines: tuple[str, ...], in_json: bool) -> None:
     from mlops_assets.cli.planning import Project, as_json, as_text
 
     project = Project.load(pipelines)
-    recorded = project.recorded()
-    if recorded is None:
-        from mlops_assets.cli.run import recorded as ask_dagster
-
-        recorded = ask_dagster(project)
-    plans = project.plan(recorded)
+    plans = project.plan(_recorded(project))
     report = as_json(project, plans)
     click.echo(json.dumps(report, sort_keys=True) if in_json else as_text(project, plans))
     if any(one["error"] for one in report["pipelines"].values()):
@@ -109,12 +118,7 @@ def run(pipelines: tuple[str, ...], refresh: tuple[str, ...], in_json: bool) -> 
     assets = [name for name in pipelines if refresh and "/" in name]
     project = Project.load([name for name in pipelines if name not in assets])
     anew = to_refresh(project, [*refresh, *assets])
-    recorded = project.recorded()
-    if recorded is None:
-        from mlops_assets.cli.run import recorded as ask_dagster
-
-        recorded = ask_dagster(project)
-    plans = project.plan(recorded, anew)
+    plans = project.plan(_recorded(project), anew)
     reports = reports_of_plan(project, plans)
     result = None
     if not all(one.is_empty for one in plans.values()):

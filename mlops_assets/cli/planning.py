@@ -14,10 +14,10 @@ from mlops_assets.errors import SettingsError
 from mlops_assets.pipeline_file import Pipelines, load_pipelines
 from mlops_assets.plan import PipelinePlan, plan_pipelines
 from mlops_assets.settings import Settings, local_state
+from mlops_assets.stages import ASSETS
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.memo import Outside
 
-ASSETS = ("raw", "train", "test", "model", "metrics", "champion")
 ALL = "true"
 """To refresh everything."""
 
@@ -62,8 +62,7 @@ class Project:
         self, recorded: Mapping[str, Recorded], refresh: Iterable[str] = ()
     ) -> dict[str, PipelinePlan]:
         """Plan the chosen pipelines, without running anything."""
-        endpoint = self.settings.s3_endpoint_url
-        outside = Outside(self.store, {"endpoint": endpoint} if endpoint else {})
+        outside = Outside.of(self.store, self.settings.s3_endpoint_url)
         specs = [self.pipelines.valid[name] for name in self.valid]
         return plan_pipelines(specs, outside, recorded, refresh)
 

@@ -18,12 +18,13 @@ from filelock import FileLock
 
 from mlops_assets.automation.staleness import recorded_in
 from mlops_assets.cli.outcome import add_result
-from mlops_assets.cli.planning import ASSETS, Project, dagster_home
+from mlops_assets.cli.planning import Project, dagster_home
 from mlops_assets.cli.progress import progress_logger
 from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.definitions import defs
 from mlops_assets.plan import PipelinePlan
 from mlops_assets.settings import local_state, project_folder
+from mlops_assets.stages import ASSETS
 from mlops_assets.store.reuse import COMMAND, REFRESH
 
 

@@ -38,7 +38,7 @@ from mlops_assets.errors import StoreError, UserError
 from mlops_assets.failures import explained
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.memo import Memo, Outside
-from mlops_assets.store.reuse import StepComputation
+from mlops_assets.store.reuse import StepComputation, latest_materialization
 
 if TYPE_CHECKING:
     from dagster._core.execution.context.system import StepExecutionContext
@@ -68,12 +68,8 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
 
     @property
     def outside(self) -> Outside:
-        """What stages look at beside their inputs, and how sources are reached.
-
-        Sources are on the same S3-compatible server as the store, if one is set.
-        """
-        options = {"endpoint": self.endpoint_url} if self.endpoint_url else {}
-        return Outside(self.artifacts, options)
+        """What stages look at beside their inputs, and how sources are reached."""
+        return Outside.of(self.artifacts, self.endpoint_url)
 
     def launch_step(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
         """Tell what a step would compute if it is known, else run it."""
@@ -199,10 +195,5 @@ def _asset_key(context: InputContext | OutputContext) -> AssetKey:
 
 
 def _latest_version(context: InputContext, key: AssetKey, partition: str | None) -> str | None:
-    from dagster import AssetRecordsFilter
-
-    records = context.instance.fetch_materializations(
-        AssetRecordsFilter(key, asset_partitions=[partition] if partition else None), limit=1
-    ).records
-    event = records[0].asset_materialization if records else None
-    return (event.tags or {}).get("dagster/data_version") if event else None
+    made = latest_materialization(context.instance, key, partition)
+    return (made.tags or {}).get("dagster/data_version") if made else None

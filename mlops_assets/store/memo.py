@@ -39,6 +39,11 @@ class Outside(NamedTuple):
     source_options: Mapping[str, str]
     """How sources are reached; see `mlops_assets.ml.files.find`."""
 
+    @classmethod
+    def of(cls, store: ArtifactStore, endpoint_url: str | None) -> Outside:
+        """Look for sources on the same S3-compatible server as the store, if one is set."""
+        return cls(store, {"endpoint": endpoint_url} if endpoint_url else {})
+
 
 @dataclass(frozen=True)
 class Computation:

@@ -291,8 +291,9 @@ class StepComputation:
             now = self._computation(key, self.seen)
             if now is None:
                 return ["an input has no data version"]
-            fingerprint = latest_fingerprint(self.step.instance, key, now.partition)
-            before = self._memo.get(fingerprint) if fingerprint else None
+            latest = latest_materialization(self.step.instance, key, now.partition)
+            fingerprint = latest.metadata.get(FINGERPRINT) if latest is not None else None
+            before = self._memo.get(str(fingerprint.value)) if fingerprint is not None else None
             reasons |= dict.fromkeys(differences(before, now))
         return list(reasons)
 
@@ -337,16 +338,14 @@ class StepComputation:
             )
 
 
-def latest_fingerprint(
+def latest_materialization(
     instance: DagsterInstance, key: AssetKey, partition: str | None
-) -> str | None:
-    """Return what the latest materialisation of an asset in an instance was computed from."""
+) -> AssetMaterialization | None:
+    """Return the latest materialisation of an asset, or of a partition of it, in an instance."""
     records = instance.fetch_materializations(
         AssetRecordsFilter(key, asset_partitions=[partition] if partition else None), limit=1
     ).records
-    made = records[0].asset_materialization if records else None
-    value = made.metadata.get(FINGERPRINT) if made is not None else None
-    return str(value.value) if value is not None else None
+    return records[0].asset_materialization if records else None
 
 
 def _is_dagsters(tag: str) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from mlops_assets_tests.conftest import DUMMY, Project
+from mlops_assets_tests.servers import stop_group
 
 pytestmark = pytest.mark.daemon
 
@@ -42,13 +41,7 @@ def daemon(customers: Project, home: Path) -> Iterator[Callable[[], None]]:
                 str(Path(sys.executable).with_name("dagster-daemon")),
                 *("run", "--module-name", "mlops_assets_tests.automation.code_location"),
             ],
-            env={
-                **os.environ,
-                "DAGSTER_HOME": str(home),
-                "MLOPS_PIPELINES": customers.settings.pipelines,
-                "MLOPS_STORE_URL": customers.settings.store_url,
-                "MLFLOW_TRACKING_URI": customers.settings.tracking_uri,
-            },
+            env=customers.environment(home),
             cwd=ROOT,  # where the tests can be imported
             stdout=(customers.folder / "daemon.log").open("w"),
             stderr=subprocess.STDOUT,
@@ -58,12 +51,7 @@ def daemon(customers: Project, home: Path) -> Iterator[Callable[[], None]]:
 
     yield start
     for process in started:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        stop_group(process)
 
 
 def ticks(instance: DagsterInstance, name: str) -> list[InstigatorTick]:

@@ -24,13 +24,7 @@ def start(project: Project, *command: str) -> subprocess.Popen[str]:
     home.mkdir(exist_ok=True)
     return subprocess.Popen(
         command,
-        env={
-            **os.environ,
-            "MLOPS_PIPELINES": project.settings.pipelines,
-            "MLOPS_STORE_URL": project.settings.store_url,
-            "MLFLOW_TRACKING_URI": project.settings.tracking_uri,
-            "DAGSTER_HOME": str(home),
-        },
+        env=project.environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

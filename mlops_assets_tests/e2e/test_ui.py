@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from dagster import AssetKey, DagsterInstance
 from playwright.sync_api import Page, expect, sync_playwright
 
 from mlops_assets_tests.conftest import CUSTOMERS, Project
-from mlops_assets_tests.servers import free_port, wait_for
+from mlops_assets_tests.servers import free_port, stop_group, wait_for
 
 pytestmark = pytest.mark.browser
 
@@ -65,13 +64,7 @@ def ui(customers: Project) -> Iterator[str]:
             str(Path(sys.executable).with_name("dagster")),
             *("dev", "--workspace", str(ROOT / "workspace.yaml"), "--port", str(port)),
         ],
-        env={
-            **os.environ,
-            "DAGSTER_HOME": str(home),
-            "MLOPS_PIPELINES": customers.settings.pipelines,
-            "MLOPS_STORE_URL": customers.settings.store_url,
-            "MLFLOW_TRACKING_URI": customers.settings.tracking_uri,
-        },
+        env=customers.environment(home),
         cwd=home,
         stdout=(customers.folder / "dev.log").open("w"),
         stderr=subprocess.STDOUT,
@@ -81,12 +74,7 @@ def ui(customers: Project) -> Iterator[str]:
         wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        stop_group(process)
 
 
 def test_a_pipeline_is_seen_run_reused_and_judged_in_the_ui(
