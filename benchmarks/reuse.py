@@ -281,7 +281,7 @@ def hand_on_to(
     )
     versions: dict[str, str] = {}
     for stage in stages(spec).values():
-        inputs = {name: seen.version for name, seen in stage.look(outside).items()}
+        inputs = {name: seen.version for name, seen in stage.look(outside, None).items()}
         inputs |= {name: versions[name] for name in stage.inputs if name in versions}
         for asset in stage.outputs:
             original = asset.replace(spec.name, first)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.errors import UserError
 from mlops_assets.spec import PipelineSpec
-from mlops_assets.stages import Stage, stages
+from mlops_assets.stages import Stage, stages, training_assets
 from mlops_assets.store.memo import Computation, Computed, Memo, Outside, differences
 
 READERS = 16  # pipelines that are looked up at the same time in a store over the network
@@ -25,6 +25,8 @@ class PipelinePlan:
     """What a run of one pipeline would do."""
 
     pipeline: str
+    assets: list[str] = field(default_factory=list)
+    """All that training makes."""
     execute: list[tuple[str, str]] = field(default_factory=list)
     """Assets in the order of the pipeline, and why."""
     reuse: list[str] = field(default_factory=list)
@@ -79,7 +81,7 @@ def plan_pipeline(
     refresh : iterable of str
         Assets to compute whatever is known of them; "true" for all.
     """
-    plan = PipelinePlan(spec.name)
+    plan = PipelinePlan(spec.name, [f"{spec.name}/{asset}" for asset in training_assets(spec)])
     versions: dict[str, str | None] = {}
     """Of the assets so far; None for one that stays without a value."""
     try:
@@ -100,7 +102,7 @@ def _plan_stage(
 ) -> None:
     memo = Memo(outside.store)
     changing = [name for name in stage.inputs if name in dict(plan.execute)]
-    inputs = {name: seen.version for name, seen in stage.look(outside).items()}
+    inputs = {name: seen.version for name, seen in stage.look(outside, None).items()}
     inputs |= {name: version for name in stage.inputs if (version := versions.get(name))}
     computations = {
         asset: Computation(asset, None, stage.code, None, inputs) for asset in stage.outputs

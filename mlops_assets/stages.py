@@ -18,8 +18,8 @@ from mlops_assets.store.memo import Outside, Seen
 if TYPE_CHECKING:
     from mlops_assets.spec import PipelineSpec
 
-ASSETS = ("raw", "train", "test", "model", "metrics", "champion")
-"""What the stages of every pipeline make, in the order in which they run."""
+Look = Callable[[Outside, str | None], Mapping[str, Seen]]
+"""What a computation reads that is no asset, for the partition that it is about."""
 
 _MODULES = "mlops_assets.assets"
 
@@ -41,7 +41,7 @@ class Stage:
     recompute : bool
         Whether it runs every time, whatever was computed before.
     look : callable
-        Says what the stage reads that is no asset of the pipeline.
+        Says what the stage reads that is no asset of the pipeline, for a partition or for None.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Stage:
     parameters: Mapping[str, Any]
     begins_with: tuple[str, ...]
     recompute: bool
-    look: Callable[[Outside], Mapping[str, Seen]] = field(default=lambda _: {})
+    look: Look = field(default=lambda _outside, _partition: {})
     code: Code = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Stage:
 
 
 def stages(spec: PipelineSpec) -> dict[str, Stage]:
-    """Return the stages of a pipeline by name, in the order in which they run."""
+    """Return the stages of training by name, in the order in which they run."""
     data, model, split = spec.data, spec.model, spec.split
     judged = {
         "evaluate": spec.evaluate.model_dump(),
@@ -80,7 +80,7 @@ def stages(spec: PipelineSpec) -> dict[str, Stage]:
             "raw",
             reads=["source"],
             parameters={"data": data.model_dump(exclude={"positive_class"})},
-            look=lambda outside: {f"{spec.name}/source": source_seen(spec, outside)},
+            look=lambda outside, _: {f"{spec.name}/source": source_seen(spec, outside)},
         ),
         _stage(
             spec,
@@ -127,10 +127,23 @@ def stages(spec: PipelineSpec) -> dict[str, Stage]:
             reads=["model", "test", "metrics"],
             parameters={**judged, "promote.min_improvement": spec.promote.min_improvement},
             begins_with=_own_code(spec),
-            look=lambda outside: {f"{spec.name}/champion": champion_seen(spec, outside)},
+            look=lambda outside, _: {f"{spec.name}/champion": champion_seen(spec, outside)},
         ),
     ]
     return {stage.name: stage for stage in made}
+
+
+def scoring_stages(spec: PipelineSpec) -> dict[str, Stage]:
+    """Return the stages of batch scoring by name, none without `score` in the pipeline file.
+
+    Each has one partition for each day.
+    """
+    return {}
+
+
+def training_assets(spec: PipelineSpec) -> list[str]:
+    """Return what training makes, in the order in which it is made: `raw`, `train`, …."""
+    return ["raw", "train", "test", "model", "metrics", "champion"]
 
 
 def source_seen(spec: PipelineSpec, outside: Outside) -> Seen:
@@ -162,7 +175,7 @@ def _stage(
     parameters: Mapping[str, Any],
     makes: list[str] | None = None,
     begins_with: list[str] | None = None,
-    look: Callable[[Outside], Mapping[str, Seen]] = lambda _: {},
+    look: Look = lambda _outside, _partition: {},
 ) -> Stage:
     return Stage(
         name=name,

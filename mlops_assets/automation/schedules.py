@@ -32,7 +32,7 @@ from mlops_assets.automation.staleness import (
     recorded_in,
 )
 from mlops_assets.dagster_internals.automation import Lineage
-from mlops_assets.stages import ASSETS
+from mlops_assets.stages import training_assets
 
 if TYPE_CHECKING:
     from dagster import AssetKey, UnresolvedAssetJobDefinition
@@ -72,7 +72,7 @@ def training_schedule(
         from mlops_assets.plan import plan_pipeline
 
         store: StoreIOManager = context.resources.store
-        keys = [key_of(spec, asset) for asset in ASSETS]
+        keys = [key_of(spec, asset) for asset in training_assets(spec)]
         plan = plan_pipeline(spec, store.outside, recorded_in(context.instance, keys))
         if plan.error is not None:
             raise UndecidedError(f"{spec.name}: {plan.error}")

@@ -14,7 +14,7 @@ from mlops_assets.errors import SettingsError
 from mlops_assets.pipeline_file import Pipelines, load_pipelines
 from mlops_assets.plan import PipelinePlan, plan_pipelines
 from mlops_assets.settings import Settings, local_state
-from mlops_assets.stages import ASSETS
+from mlops_assets.stages import training_assets
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.memo import Outside
 
@@ -49,14 +49,22 @@ class Project:
         return [name for name in self.names if name in self.pipelines.valid]
 
     @property
+    def assets(self) -> list[str]:
+        """What training the chosen pipelines makes, as in `churn/model`."""
+        return [
+            f"{name}/{asset}"
+            for name in self.valid
+            for asset in training_assets(self.pipelines.valid[name])
+        ]
+
+    @property
     def store(self) -> ArtifactStore:
         """The store."""
         return ArtifactStore(self.settings.store_url, self.settings.s3_endpoint_url)
 
     def recorded(self) -> dict[str, Recorded] | None:
         """Return what this machine's Dagster instance has as the latest; None if only it knows."""
-        assets = [f"{name}/{asset}" for name in self.valid for asset in ASSETS]
-        return recorded_in(dagster_home(), assets)
+        return recorded_in(dagster_home(), self.assets)
 
     def plan(
         self, recorded: Mapping[str, Recorded], refresh: Iterable[str] = ()
@@ -83,7 +91,7 @@ def to_refresh(project: Project, asked: Iterable[str]) -> frozenset[str]:
     SettingsError
         There is no such asset.
     """
-    known = {f"{name}/{asset}" for name in project.valid for asset in ASSETS}
+    known = set(project.assets)
     assets: set[str] = set()
     for name in (part for text in asked for part in text.split(",")):
         of_pipeline = {asset for asset in known if asset.startswith(f"{name}/")}

@@ -24,13 +24,12 @@ from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.definitions import defs
 from mlops_assets.plan import PipelinePlan
 from mlops_assets.settings import local_state, project_folder
-from mlops_assets.stages import ASSETS
 from mlops_assets.store.reuse import COMMAND, REFRESH
 
 
 def recorded(project: Project) -> dict[str, Recorded]:
     """Ask Dagster what the instance has as the latest of the project's assets."""
-    keys = [AssetKey([name, asset]) for name in project.valid for asset in ASSETS]
+    keys = [AssetKey.from_user_string(asset) for asset in project.assets]
     with local_instance() as instance:
         return recorded_in(instance, keys)
 
@@ -51,9 +50,7 @@ def run_needed(
         asset
         for plan in plans
         for asset in (
-            [f"{plan.pipeline}/{name}" for name in ASSETS]
-            if plan.error
-            else [*(asset for asset, _ in plan.execute), *plan.unrecorded]
+            plan.assets if plan.error else [*(asset for asset, _ in plan.execute), *plan.unrecorded]
         )
     }
     steps = {

@@ -75,7 +75,7 @@ class Definition(Protocol):
         """Whether it runs every time."""
 
     @property
-    def look(self) -> Callable[[Outside], Mapping[str, Seen]]:
+    def look(self) -> Callable[[Outside, str | None], Mapping[str, Seen]]:
         """Says what it reads that no upstream asset of Dagster's gives it."""
 
     def is_current(self) -> bool:
@@ -151,7 +151,11 @@ class StepComputation:
         return None
 
     def _look(self) -> Mapping[str, Seen]:
-        return self.definition.look(self.outside) if self.definition else {}
+        if self.definition is None:
+            return {}
+        # the outputs of a step have the same partition
+        partition = partition_of(self.step, next(iter(self.outputs.values())))
+        return self.definition.look(self.outside, partition)
 
     def _computation(self, key: AssetKey, seen: Mapping[str, Seen]) -> Computation | None:
         """Return the computation of an asset from its inputs as they are recorded for the step.

@@ -95,7 +95,7 @@ class Changeable:
     code: None = None
     recompute: bool = False
 
-    def look(self, _: Outside) -> dict[str, Seen]:
+    def look(self, _outside: Outside, _partition: str | None) -> dict[str, Seen]:
         return {"code": Seen(str(code(self.name)))}
 
     def is_current(self) -> bool:
