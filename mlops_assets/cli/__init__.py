@@ -55,6 +55,8 @@ def main() -> None:
     mlops history churn/model
                             its versions: when, by which run, from what
     mlops prune --dry-run   which versions nothing needs any more
+    mlops new NAME --data URI --target COLUMN
+                            a first pipeline file, made from the data
     mlops schema            JSON Schema of a pipeline file, for editors
 
     The same pipelines run from Dagster's UI (dagster dev) and its commands (dagster job execute -j
@@ -180,6 +182,21 @@ def prune(keep: int, older_than: str, dry_run: bool) -> None:
     from mlops_assets.cli.versions import pruned
 
     click.echo(pruned(keep, older_than, dry_run=dry_run))
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--data", "uri", required=True, metavar="URI", help="A path, a URL or a glob; as data.uri."
+)
+@click.option("--target", required=True, metavar="COLUMN", help="The column to predict.")
+@_explained
+def new(name: str, uri: str, target: str) -> None:
+    """Write a first pipeline file from the data: task, columns, model, gates."""
+    from mlops_assets.cli.new import new_pipeline
+
+    path = new_pipeline(name, uri, target)
+    click.echo(f"{path}\nrun it: mlops run {name}")
 
 
 @main.command()
