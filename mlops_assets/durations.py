@@ -21,3 +21,10 @@ def seconds(text: str) -> float:
             f"{text[:50]!r} is no duration: write a number with {', '.join(_SECONDS)} such as 30d"
         )
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def in_words(number: float) -> str:
+    """Write seconds as people do, in the largest unit that leaves no rest: `90m`, `2d`."""
+    units = [unit for unit in ("d", "h", "m") if number >= _SECONDS[unit]]
+    unit = next((unit for unit in units if number % _SECONDS[unit] == 0), "s")
+    return f"{number / _SECONDS[unit]:g}{unit}"

@@ -1,17 +1,21 @@
-"""How a step ends when it cannot go on: explained and final, or interrupted.
+"""How a step ends when it cannot go on, explained and final or interrupted, and what is said of it.
 
 Everything else that a step raises may pass, and is left to the retry policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from dagster import DagsterExecutionInterruptedError, Failure
 
 from mlops_assets.dagster_internals.steps import RunInterrupted
 from mlops_assets.errors import UserError
+
+if TYPE_CHECKING:
+    from dagster import AssetCheckEvaluation, DagsterEvent
 
 
 @contextmanager
@@ -31,3 +35,23 @@ def explained() -> Iterator[None]:
         raise Failure(description=str(error), allow_retries=False) from error
     except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
         raise RunInterrupted("the run was interrupted") from interrupt
+
+
+def reason_of(event: DagsterEvent, broken: Sequence[AssetCheckEvaluation]) -> str:
+    """Return why a step failed, in the words of whoever raised the failure.
+
+    `broken` are the step's checks that did not pass; of those that block, Dagster's own error gives
+    the names only.
+    """
+    data = event.step_failure_data
+    blocking = [check for check in broken if check.blocking and check.severity.name == "ERROR"]
+    if blocking:
+        return "\n".join(f"{check.check_name}: {check.description}" for check in blocking)
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return data.user_failure_data.description
+    if data.error_source is not None and data.error_source.name == "INTERRUPT":
+        return "interrupted"
+    if data.error is None:
+        return event.message or "unknown"
+    error = data.error.cause or data.error
+    return error.message.strip()

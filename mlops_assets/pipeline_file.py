@@ -13,7 +13,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -37,6 +37,8 @@ _CONSTRUCTOR: Any = yaml.constructor.SafeConstructor()
 _PLAIN_TYPES = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
 # YAML 1.1 takes 1e-3 for text because it has no point; everybody else takes it for a number.
 _EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+# YAML 1.1 makes a date of it, which no field is: the fields that mean a day read the text.
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _CONTROL_CHARACTER = yaml.reader.Reader.NON_PRINTABLE
 # Not fields of the file: they follow from where it is.
 _FROM_PATH = ("name", "folder")
@@ -120,7 +122,7 @@ def load_pipelines(location: str | Path) -> Pipelines:
     """Read the pipeline files of a folder, or those that a glob matches.
 
     Files that end with `.yaml` or `.yml` count, except hidden ones. Two files that name the same
-    pipeline are both broken.
+    pipeline are both broken, and so is one whose source is the asset of a broken one.
 
     Raises
     ------
@@ -138,7 +140,51 @@ def load_pipelines(location: str | Path) -> Pipelines:
             pipelines.valid[name] = load_pipeline(paths[0])
         except PipelineFileError as error:
             pipelines.broken[name] = error
+    while found := _without_source(pipelines):
+        for name, why in found.items():
+            [path] = by_name[name]
+            problem = Problem(path, _place_of_uri(path), f"data.uri: {why}")
+            pipelines.broken[name] = PipelineFileError([problem])
+            del pipelines.valid[name]
     return pipelines
+
+
+def _without_source(pipelines: Pipelines) -> dict[str, str]:
+    """Say of each pipeline whose source is the asset of another one why there is no such asset."""
+    sources = {
+        name: upstream for name, spec in pipelines.valid.items() if (upstream := spec.data.upstream)
+    }
+    known = {*pipelines.valid, *pipelines.broken}
+    found = {}
+    for name, (pipeline, asset) in sources.items():
+        circle = _circle(name, {name: upstream.pipeline for name, upstream in sources.items()})
+        if pipeline in pipelines.broken:
+            found[name] = f"the pipeline {pipeline} is broken: mend its file first"
+        elif pipeline not in known:
+            there_are = f"; there are {', '.join(sorted(known - {name}))}" if len(known) > 1 else ""
+            found[name] = (
+                f"there is no pipeline {shown(pipeline)}{nearest(pipeline, known)}{there_are}"
+            )
+        elif asset == "predictions" and pipelines.valid[pipeline].score is None:
+            found[name] = f"the pipeline {pipeline} makes no predictions: give it a score section"
+        elif circle:
+            found[name] = f"pipelines cannot be each other's source: {' ← '.join(circle)}"
+    return found
+
+
+def _place_of_uri(path: Path) -> Place:
+    try:
+        return _Document(_read(path)).values["data", "uri"]
+    except (_Mistake, KeyError):  # written to since it was read
+        return Place(1, 1)
+
+
+def _circle(name: str, sources: Mapping[str, str]) -> list[str]:
+    """Return the pipelines from one over its source, and so on, back to it; none if not to it."""
+    path = [name]
+    while path[-1] in sources and path.count(path[-1]) == 1:
+        path.append(sources[path[-1]])
+    return path if len(path) > 1 and path[-1] == name else []
 
 
 def json_schema() -> dict[str, Any]:
@@ -295,7 +341,7 @@ class _Document:
         if len(text) > MAX_TEXT:
             why = f"a text of {len(text)} characters is too long: at most {MAX_TEXT} are allowed"
             return self._refuse(event, location, why)
-        if not event.implicit[0]:  # quoted or a block
+        if not event.implicit[0] or _DAY.fullmatch(text):  # quoted, a block or a day
             return text
         if _EXPONENT.fullmatch(text):
             return float(text)
@@ -304,7 +350,7 @@ class _Document:
             if tag.endswith(("merge", "value")):
                 return text
             return self._refuse(
-                event, location, f'{text} is a date: put quotes around it, "{text}"'
+                event, location, f'{text} is a time: put quotes around it, "{text}"'
             )
         if not tag.endswith("str") and len(text) > MAX_DIGITS:
             return self._refuse(event, location, f"a number has at most {MAX_DIGITS} digits")
@@ -439,10 +485,16 @@ def _part_at(location: Location) -> type[BaseModel]:
     """The part of the spec whose fields stand at a place."""
     part: type[BaseModel] = PipelineSpec
     for name in location:
-        annotation = part.model_fields[name].annotation
-        candidates = get_args(annotation) or (annotation,)
-        part = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        if field := part.model_fields.get(name):  # none for the key of a map of parts
+            part = next(_parts_in(field.annotation), part)
     return part
+
+
+def _parts_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _parts_in(argument)
 
 
 def _path(location: Location) -> str:

@@ -7,13 +7,14 @@ to import, so that the answer takes a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 
 from mlops_assets.dagster_internals.database import Recorded
-from mlops_assets.errors import UserError
-from mlops_assets.spec import PipelineSpec
+from mlops_assets.errors import DataError, UserError
+from mlops_assets.spec import PipelineSpec, Upstream
 from mlops_assets.stages import Stage, stages, training_assets
 from mlops_assets.store.memo import Computation, Computed, Memo, Outside, differences
 
@@ -36,11 +37,18 @@ class PipelinePlan:
     """Why nothing could be decided: the source or the store cannot be looked at."""
     computed: dict[str, Computed] = field(default_factory=dict)
     """What is known of the assets to reuse."""
+    upstream: PipelinePlan | None = None
+    """Of the pipeline whose asset is the source, if that is planned at the same time."""
 
     @property
     def is_empty(self) -> bool:
         """Whether a run would change nothing, in the store or in this instance."""
         return not (self.execute or self.unrecorded or self.error)
+
+    def executes(self, asset: str) -> bool:
+        """Whether an asset of this pipeline, or of the one that its source is from, would run."""
+        above = self.upstream is not None and self.upstream.executes(asset)
+        return above or any(asset == name for name, _ in self.execute)
 
 
 def plan_pipelines(
@@ -50,15 +58,34 @@ def plan_pipelines(
     refresh: Iterable[str] = (),
 ) -> dict[str, PipelinePlan]:
     """Plan pipelines; several at a time where the store is reached over the network."""
-    specs, refresh = list(specs), frozenset(refresh)
-    if "://" not in outside.store.url:
-        plans = [plan_pipeline(spec, outside, recorded, refresh) for spec in specs]
-    else:
-        with ThreadPoolExecutor(READERS) as pool:
-            plans = list(
-                pool.map(lambda spec: plan_pipeline(spec, outside, recorded, refresh), specs)
-            )
-    return {plan.pipeline: plan for plan in plans}
+    by_name, refresh = {spec.name: spec for spec in specs}, frozenset(refresh)
+    plans: dict[str, PipelinePlan] = {}
+
+    def plan(name: str) -> PipelinePlan:
+        upstream = by_name[name].data.upstream
+        above = plans.get(upstream.pipeline) if upstream else None
+        return plan_pipeline(by_name[name], outside, recorded, refresh, above)
+
+    with ThreadPoolExecutor(READERS if "://" in outside.store.url else 1) as pool:
+        for group in _upstream_first(by_name):
+            plans |= zip(group, pool.map(plan, group), strict=True)
+    return {name: plans[name] for name in by_name}
+
+
+def _upstream_first(specs: Mapping[str, PipelineSpec]) -> Iterator[tuple[str, ...]]:
+    """Group the names of pipelines so that each comes after the one that its source is from."""
+    sources = {name: spec.data.upstream for name, spec in specs.items()}
+    order = TopologicalSorter(
+        {
+            name: [upstream.pipeline] if upstream and upstream.pipeline in specs else []
+            for name, upstream in sources.items()
+        }
+    )
+    order.prepare()
+    while order.is_active():
+        group = order.get_ready()
+        yield group
+        order.done(*group)
 
 
 def plan_pipeline(
@@ -66,6 +93,7 @@ def plan_pipeline(
     outside: Outside,
     recorded: Mapping[str, Recorded],
     refresh: Iterable[str] = (),
+    upstream: PipelinePlan | None = None,
 ) -> PipelinePlan:
     """Decide for each asset of a pipeline whether a run would execute or reuse it.
 
@@ -80,16 +108,51 @@ def plan_pipeline(
         instance that has none.
     refresh : iterable of str
         Assets to compute whatever is known of them; "true" for all.
+    upstream : PipelinePlan, optional
+        What the same run does in the pipeline whose asset is the source.
     """
-    plan = PipelinePlan(spec.name, [f"{spec.name}/{asset}" for asset in training_assets(spec)])
+    assets = [f"{spec.name}/{asset}" for asset in training_assets(spec)]
+    plan = PipelinePlan(spec.name, assets, upstream=upstream)
     versions: dict[str, str | None] = {}
     """Of the assets so far; None for one that stays without a value."""
     try:
+        if spec.data.upstream:
+            versions |= _versions_of(spec.data.upstream, upstream, recorded)
         for stage in stages(spec).values():
             _plan_stage(plan, stage, outside, recorded, frozenset(refresh), versions)
     except (UserError, OSError) as error:
         plan.error = str(error)
     return plan
+
+
+def _versions_of(
+    source: Upstream, plan: PipelinePlan | None, recorded: Mapping[str, Recorded]
+) -> dict[str, str]:
+    """Return the versions of another pipeline's asset, by day if it is daily; none if it will run.
+
+    A plan is about training, which makes nothing that is daily.
+    """
+    if plan is not None and not source.is_daily:
+        if plan.error is not None:
+            raise DataError(f"data.uri: {source.pipeline} could not be planned, which makes it")
+        if plan.executes(source.name):
+            return {}
+        computed = plan.computed.get(source.name)
+        found = {source.name: computed.artifact.version if computed and computed.artifact else None}
+    else:
+        found = {name: known.version for name, known in recorded.items() if _is_of(source, name)}
+    versions = {name: version for name, version in found.items() if version}
+    if not versions:
+        raise DataError(
+            f"data.uri: {source.name} has never been materialised in this Dagster instance"
+        )
+    return versions
+
+
+def _is_of(source: Upstream, name: str) -> bool:
+    """Whether a name is that of an asset or, for a daily one, of a day of it."""
+    asset, day, _ = name.partition("[")
+    return asset == source.name and bool(day) == source.is_daily
 
 
 def _plan_stage(
@@ -101,9 +164,13 @@ def _plan_stage(
     versions: dict[str, str | None],
 ) -> None:
     memo = Memo(outside.store)
-    changing = [name for name in stage.inputs if name in dict(plan.execute)]
+    changing = [name for name in stage.inputs if plan.executes(name)]
     inputs = {name: seen.version for name, seen in stage.look(outside, None).items()}
-    inputs |= {name: version for name in stage.inputs if (version := versions.get(name))}
+    inputs |= {
+        name: version
+        for name, version in versions.items()
+        if version and name.partition("[")[0] in stage.inputs
+    }
     computations = {
         asset: Computation(asset, None, stage.code, None, inputs) for asset in stage.outputs
     }
@@ -129,7 +196,9 @@ def _plan_stage(
         versions[asset] = version
         plan.reuse.append(asset)
         plan.computed[asset] = computed
-        if version is not None and not _is_recorded(stage, version, inputs, recorded.get(asset)):
+        if version is None:
+            continue
+        if not _is_recorded(stage, computed, version, inputs, recorded.get(asset)):
             plan.unrecorded.append(asset)
 
 
@@ -167,11 +236,19 @@ def _before(
 
 
 def _is_recorded(
-    stage: Stage, version: str, inputs: Mapping[str, str], recorded: Recorded | None
+    stage: Stage,
+    computed: Computed,
+    version: str,
+    inputs: Mapping[str, str],
+    recorded: Recorded | None,
 ) -> bool:
-    return (
-        recorded is not None
-        and recorded.version == version
-        and recorded.code_version == stage.code.version
-        and all(recorded.inputs.get(name) == inputs.get(name) for name in stage.inputs)
+    if (
+        recorded is None
+        or recorded.version != version
+        or recorded.code_version != stage.code.version
+    ):
+        return False
+    # of a daily input Dagster records a digest, and the fingerprint says the same
+    return recorded.fingerprint == computed.fingerprint or all(
+        recorded.inputs.get(name) == inputs.get(name) for name in stage.inputs
     )

@@ -46,6 +46,8 @@ class Settings:
         ``MLOPS_PIPELINES``: a folder or a glob of pipeline files.
     alert_urls : tuple of str
         ``MLOPS_ALERT_URLS``: Apprise URLs. They hold credentials: never shown.
+    ui_url : str
+        ``MLOPS_UI_URL``: where people reach Dagster's web server, for the links in alerts.
     """
 
     deployment: Deployment
@@ -54,6 +56,7 @@ class Settings:
     tracking_uri: str
     pipelines: str
     alert_urls: tuple[str, ...] = ()
+    ui_url: str = "http://localhost:3000"
 
     def __repr__(self) -> str:
         """Show everything but the alert URLs."""
@@ -88,6 +91,7 @@ class Settings:
             tracking_uri=given.get("MLFLOW_TRACKING_URI", f"sqlite:///{local_state('mlflow.db')}"),
             pipelines=_pipelines(given.get("MLOPS_PIPELINES")),
             alert_urls=_alert_urls(given.get("MLOPS_ALERT_URLS", "")),
+            ui_url=_ui_url(given.get("MLOPS_UI_URL", cls.ui_url)),
         )
 
 
@@ -161,6 +165,20 @@ def _alert_urls(value: str) -> tuple[str, ...]:
             raise SettingsError(
                 f"MLOPS_ALERT_URLS: entry {position} of {len(urls)} is not a URL (its text is not "
                 "shown, it may hold a password): Apprise URLs are allowed, separated by commas, "
-                "such as slack://TokenA/TokenB/TokenC."
+                "such as slack://TokenA/TokenB/TokenC. A comma inside a URL is written %2C."
             )
     return urls
+
+
+def _ui_url(value: str) -> str:
+    allowed = "an http:// or https:// address is allowed, such as https://dagster.example.org"
+    if "@" in value:
+        raise _refuse("MLOPS_UI_URL", "…@…", "a link in an alert must not hold a password")
+    try:
+        parts = urlsplit(value)
+        is_address = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise _refuse("MLOPS_UI_URL", value, f"{allowed} ({error})") from error
+    if parts.scheme not in ("http", "https") or not is_address or parts.query or parts.fragment:
+        raise _refuse("MLOPS_UI_URL", value, allowed)
+    return value.rstrip("/")

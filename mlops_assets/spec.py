@@ -7,13 +7,16 @@ checked like a file. Reading the file and reporting its mistakes by line and col
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +32,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mlops_assets.cron import check_cron
+from mlops_assets.durations import PATTERN, seconds
 from mlops_assets.estimators import (
     check_estimator,
     check_features,
@@ -41,13 +45,20 @@ from mlops_assets.source import ClassFacts
 from mlops_assets.wording import nearest, shown
 
 Task = Literal["classification", "regression"]
-StageName = Literal["raw", "split", "model", "metrics", "champion"]
+StageName = Literal["raw", "split", "best_params", "model", "metrics", "champion"]
 ColumnType = Literal["number", "category", "boolean", "datetime", "text"]
 Location = tuple[Any, ...]
 """Where a value is in a spec: names of fields, keys of maps and indices of lists."""
 
+FIRST_DAY = date(2020, 1, 1)
+"""Of scoring, where a pipeline file names none: fixed, so that the set of days never moves."""
+
 BUNDLED_SETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 FILE_FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+ASSET = "asset://"
+"""What begins a `data.uri` that is the asset of another pipeline."""
+READABLE_ASSETS = ("raw", "train", "test", "predictions")
+"""Assets that other pipelines may have as their source: those that are tables."""
 # The rest of fsspec's registry is asked only when needed: importing it takes 0.1 s.
 _USUAL_SCHEMES = ("file", "s3", "gs", "abfs", "http", "https", "memory")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -60,9 +71,33 @@ _CONDITION = re.compile(r"\s*(>=|>|<=|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
+_WIDEST_RANGE = 2**53  # beyond it floating point has gaps between whole numbers
 _MEMORY = re.compile(r"[1-9][0-9]{0,17}(Ki|Mi|Gi|Ti|k|M|G|T)?")
 # What Dagster accepts as the owner of an asset.
 _OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*")
+
+
+class Upstream(NamedTuple):
+    """The asset of another pipeline that is a pipeline's source."""
+
+    pipeline: str
+    asset: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Upstream:
+        """Read `asset://churn/predictions`; no part of it is checked."""
+        pipeline, _, asset = uri.removeprefix(ASSET).partition("/")
+        return cls(pipeline, asset)
+
+    @property
+    def name(self) -> str:
+        """As in the UI: `churn/predictions`."""
+        return f"{self.pipeline}/{self.asset}"
+
+    @property
+    def is_daily(self) -> bool:
+        """Whether it has a partition for each day, which are read one after the other."""
+        return self.asset == "predictions"
 
 
 # --- rules of single values ---------------------------------------------------------------------
@@ -147,10 +182,30 @@ def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
+def _duration(value: object) -> object:
+    return seconds(value) if isinstance(value, str) else value
+
+
+def _check_asset_uri(uri: str) -> str:
+    upstream = Upstream.parse(uri)
+    if not _NAME.fullmatch(upstream.pipeline):
+        raise ValueError(
+            f"{shown(uri)} names no asset of a pipeline: write it like asset://churn/predictions"
+        )
+    if upstream.asset not in READABLE_ASSETS:
+        raise ValueError(
+            f"{shown(uri)}: {shown(upstream.asset)} is no table of a pipeline"
+            f"{nearest(upstream.asset, READABLE_ASSETS)}; allowed are {', '.join(READABLE_ASSETS)}"
+        )
+    return uri
+
+
 def _check_uri(uri: str) -> str:
     """Check the scheme and the format of a source, not that there is something."""
     if not uri.isprintable():
         raise ValueError(f"{shown(uri)} has invisible characters in it")
+    if uri.startswith(ASSET):
+        return _check_asset_uri(uri)
     if uri.startswith("sklearn://"):
         name = uri.removeprefix("sklearn://")
         if name not in BUNDLED_SETS:
@@ -175,11 +230,26 @@ def _check_uri(uri: str) -> str:
     return uri
 
 
+def _as_date(value: object) -> object:
+    if type(value) is date:
+        return value
+    try:
+        if len(str(value)) != len("2026-01-01"):  # the other forms of ISO 8601
+            raise ValueError
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError(f"{shown(value)} is not a day: write it like 2026-01-01") from None
+
+
 def _check_dated_uri(uri: str) -> str:
     if re.findall(r"\{.*?\}", uri) != ["{date}"]:
         raise ValueError(f"{shown(uri)} must contain {{date}}, once, for the day that is scored")
     if uri.startswith("sklearn://"):
         raise ValueError(f"{shown(uri)} is a fixed data set: give files of the day that is scored")
+    if uri.startswith(ASSET):
+        raise ValueError(f"{shown(uri)} is an asset: give files of the day that is scored")
+    if "{date}" in uri.partition("://")[2].partition("/")[0]:
+        raise ValueError(f"{shown(uri)} must have {{date}} after the bucket or host")
     return _check_uri(uri)
 
 
@@ -195,6 +265,9 @@ Condition = Annotated[
     ),
 ]
 Cron = Annotated[str, AfterValidator(check_cron)]
+Day = Annotated[
+    date, BeforeValidator(_as_date), WithJsonSchema({"type": "string", "format": "date"})
+]
 Seconds = Annotated[
     float,
     BeforeValidator(_seconds),
@@ -202,6 +275,16 @@ Seconds = Annotated[
         {"anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
     ),
 ]
+Window = Annotated[
+    float,
+    BeforeValidator(_duration),
+    # less than a minute is refused by Dagster
+    Field(ge=60, le=10 * 366 * 86_400),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^\\s*{PATTERN}\\s*$"}]}
+    ),
+]
+"""Seconds, or a text such as 12h or 2d."""
 Range = Annotated[
     tuple[Annotated[float, Field(allow_inf_nan=True)], Annotated[float, Field(allow_inf_nan=True)]],
     BeforeValidator(_as_pair),
@@ -257,7 +340,8 @@ class DataSpec(_Part):
     uri: Annotated[str, AfterValidator(_check_uri)] = Field(
         description="A path relative to the pipeline file, an fsspec URL or a glob of files that "
         f"end with {', '.join(FILE_FORMATS)}; or sklearn://NAME for a data set bundled with "
-        f"scikit-learn: {', '.join(BUNDLED_SETS)}."
+        f"scikit-learn: {', '.join(BUNDLED_SETS)}; or asset://PIPELINE/ASSET for what another "
+        f"pipeline makes: {', '.join(READABLE_ASSETS)}."
     )
     target: ColumnName = Field(description="The column to predict.")
     positive_class: str | int | bool | None = Field(
@@ -273,6 +357,11 @@ class DataSpec(_Part):
         default=[], description="Texts that stand for a missing value, beside the usual ones."
     )
     checks: DataChecks = DataChecks()
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """The asset of another pipeline that is the source; None for files and bundled sets."""
+        return Upstream.parse(self.uri) if self.uri.startswith(ASSET) else None
 
     @field_validator("drop")
     @classmethod
@@ -379,10 +468,120 @@ class ModelSpec(_Part):
         return self.task or task_of(self.estimator_facts)
 
 
-class TuneSpec(_Part):
-    """A search for better parameters; none when `trials` is 0."""
+class ParameterRange(_Part):
+    """The numbers from `low` to `high`, both included; whole ones when `low` and `high` are."""
 
-    trials: int = Field(default=0, ge=0, description="How many sets of parameters are tried.")
+    low: int | float = Field(description="The lowest number.")
+    high: int | float = Field(description="The highest number.")
+    log: bool = Field(
+        default=False, description="Try as many numbers from 0.1 to 1 as from 1 to 10."
+    )
+    step: int | float | None = Field(
+        default=None, gt=0, description="Try only low, low + step, and so on to high."
+    )
+
+    @field_validator("high")
+    @classmethod
+    def _is_above_low(cls, high: float, info: ValidationInfo) -> float:
+        low = info.data.get("low")
+        if low is not None:
+            if not low < high:
+                raise ValueError(f"must be more than low, which is {low}")
+            if not high - low <= _WIDEST_RANGE:
+                raise ValueError(f"must be at most 2^53 more than low, which is {low}")
+        return high
+
+    @field_validator("log")
+    @classmethod
+    def _has_logarithms(cls, log: bool, info: ValidationInfo) -> bool:
+        if log and info.data.get("low", 1) <= 0:
+            raise ValueError(f"low must be more than 0 for log, and is {info.data['low']}")
+        return log
+
+    @field_validator("step")
+    @classmethod
+    def _leads_to_high(cls, step: float | None, info: ValidationInfo) -> float | None:
+        if step is None or not {"low", "high"} <= info.data.keys():
+            return step
+        if info.data.get("log"):
+            raise ValueError("step and log exclude each other: keep one of them")
+        # as decimal numbers: 0.3 / 0.1 is less than 3 in floating point
+        low, high, exact = (Decimal(str(n)) for n in (info.data["low"], info.data["high"], step))
+        if exact > high - low or (high - low) % exact:
+            raise ValueError(f"steps of {step} do not lead from {low} to {high}")
+        return step
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are tried."""
+        return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
+
+
+def _as_search(value: object) -> object:
+    if isinstance(value, dict):
+        return ParameterRange.model_validate(value)
+    if isinstance(value, list):
+        _mistakes(_choice_mistakes(value))
+    elif not isinstance(value, ParameterRange):
+        raise ValueError("must be a list of values, or a map such as {low: 1, high: 10}")
+    return value
+
+
+Search = Annotated[list[Any] | ParameterRange, BeforeValidator(_as_search)]
+"""What is tried for a parameter: each of the values of a list, or numbers of a range."""
+
+
+class TuneSpec(_Part):
+    """A search for better parameters of the estimator; none when `trials` is 0."""
+
+    trials: int = Field(
+        default=0, ge=0, le=1000, description="How many sets of parameters are tried."
+    )
+    parallel: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="How many trials run at once, learning from those before them but not from "
+        "each other.",
+    )
+    space: dict[str, Search] = Field(
+        default={},
+        validate_default=True,
+        description="Parameter -> list of values, or range of numbers. It takes precedence over "
+        "model.params.",
+        examples=[{"C": {"low": 0.01, "high": 100, "log": True}, "fit_intercept": [True, False]}],
+    )
+    by: Metric | None = Field(
+        default=None,
+        description="Metric to improve; default: promote.by, or else the first metric.",
+    )
+    folds: int = Field(
+        default=5, ge=2, le=50, description="Parts of the training set for cross-validation."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=2**32 - 1, description="Of the search; default: split.seed."
+    )
+    prune: bool = Field(
+        default=True,
+        description="Give up a trial that after some folds is worse than half of the others.",
+    )
+    timeout: Seconds | None = Field(
+        default=None, gt=0, description="Seconds that a trial may take, or a text such as 90s, 2m."
+    )
+
+    @field_validator("space")
+    @classmethod
+    def _is_searched(cls, space: dict[str, Search], info: ValidationInfo) -> dict[str, Search]:
+        trials = info.data.get("trials")
+        if trials and not space:
+            raise ValueError("trials without a space: name the parameters to try values of")
+        if trials == 0 and space:
+            raise ValueError("a space without trials: set tune.trials, or remove the space")
+        return space
+
+    def first_of_round(self, number: int) -> int:
+        """Return the first of the trials that run at the same time as the one of this number."""
+        return number - number % self.parallel
 
 
 @dataclass(frozen=True)
@@ -437,13 +636,113 @@ class PromoteSpec(_Part):
 
 
 class ScoreSpec(_Part):
-    """Batch inference."""
+    """Batch inference, one day at a time."""
 
     uri: Annotated[str, AfterValidator(_check_dated_uri)] = Field(
-        description="Input files; {date} stands for the partition's day."
+        description="The files to score: a path relative to the pipeline file, an fsspec URL or a "
+        "glob. {date} stands for the day, as in 2026-01-31.",
+        examples=["../inbox/{date}/*.csv", "s3://bucket/inbox/{date}/*.parquet"],
     )
     schedule: Cron | None = Field(
         default=None, description="Cron string, or @daily and the like.", examples=["0 6 * * *"]
+    )
+    start: Day = Field(default=FIRST_DAY, description="The first day that can be scored.")
+    id: list[ColumnName] = Field(
+        default=[],
+        description="Columns that tell which row a prediction is for; copied to the output. "
+        "Default: the name of the file and the number of the row.",
+    )
+    labels: Annotated[str, AfterValidator(_check_dated_uri)] | None = Field(
+        default=None,
+        description="Files with what really happened, by the columns of id; {date} is the day "
+        "that was scored.",
+    )
+    fresh_within: Window | None = Field(
+        default=None,
+        description="How old the latest predictions may get before Dagster reports them as "
+        "overdue: seconds, or a text such as 12h, 2d. Default: three intervals of the schedule; "
+        "nothing is overdue without one.",
+        examples=["2d"],
+    )
+
+    @field_validator("id")
+    @classmethod
+    def _leaves_the_names_of_the_output(cls, columns: list[str]) -> list[str]:
+        _mistakes(
+            ((i,), f"{shown(column)} is given twice, or the name of a column of the output")
+            for i, column in enumerate(columns)
+            if column in (*columns[:i], "prediction", "model_version")
+        )
+        return columns
+
+    @field_validator("labels")
+    @classmethod
+    def _can_be_matched(cls, labels: str | None, info: ValidationInfo) -> str | None:
+        if labels is not None and not info.data.get("id", True):
+            raise ValueError("labels are matched by the columns of score.id: list at least one")
+        return labels
+
+
+class Levels(_Part):
+    """From which value on something is worth a look, and from which it is wrong."""
+
+    warn: float | None = Field(default=None, ge=0, description="From here on a warning.")
+    error: float | None = Field(default=None, ge=0, description="From here on an error.")
+
+    @field_validator("error")
+    @classmethod
+    def _is_not_below_the_warning(cls, error: float | None, info: ValidationInfo) -> float | None:
+        warn = info.data.get("warn")
+        if error is not None and warn is not None and error < warn:
+            raise ValueError(f"must not be less than warn, which is {warn}")
+        return error
+
+    def level(self, value: float) -> Literal["ok", "warn", "error"]:
+        """Return what a value means."""
+        if self.error is not None and value >= self.error:
+            return "error"
+        return "warn" if self.warn is not None and value >= self.warn else "ok"
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class ColumnDriftSpec(_Part):
+    """What is different for one column."""
+
+    psi: Levels | None = Field(default=None, description="In place of drift.psi.")
+    p_value: Share | None = Field(default=None, description="In place of drift.p_value.")
+
+
+class DriftSpec(_Part):
+    """How far the scored rows, and the answers to them, may be from those of training."""
+
+    # 0.1 and 0.25: Siddiqi, 2006, "Credit Risk Scorecards"
+    psi: Levels = Field(
+        default=Levels(warn=0.1, error=0.25),
+        description="Population stability index of a column.",
+    )
+    p_value: Share | None = Field(
+        default=0.01,
+        description="A shift counts only if a chi-squared test, too, finds one on the rows of the "
+        "day; how often it may be wrong, over all columns. null: the index alone decides.",
+    )
+    columns: dict[ColumnName, ColumnDriftSpec] = Field(
+        default={},
+        description="Features for which other limits hold.",
+        examples=[{"age": {"psi": {"warn": 0.2, "error": 0.5}}}],
+    )
+    ignore: list[ColumnName] = Field(
+        default=[], description="Features that are not compared, such as times that always move on."
+    )
+    min_rows: int = Field(
+        default=100, ge=1, description="Rows, and labels, below which nothing is said of a day."
+    )
+    metrics: dict[Metric, Levels] = Field(
+        default={},
+        description="Metric -> by how much it may be lower than at promotion, once score.labels "
+        "are there.",
+        examples=[{"roc_auc": {"warn": 0.02, "error": 0.05}}],
     )
 
 
@@ -457,6 +756,13 @@ class TrainSpec(_Part):
         default="UTC", description="IANA time zone of the schedules."
     )
     on_new_data: bool = Field(default=False, description="Train when the source changed.")
+    fresh_within: Window | None = Field(
+        default=None,
+        description="How old the latest training, or the confirmation that it would change "
+        "nothing, may get before Dagster reports the model as overdue: seconds, or a text such as "
+        "12h, 2d. Default: three intervals of the schedule; nothing is overdue without one.",
+        examples=["2d"],
+    )
 
 
 class RetrySpec(_Part):
@@ -484,6 +790,7 @@ class PipelineSpec(_Part):
     evaluate: EvaluateSpec = EvaluateSpec()
     promote: PromoteSpec = PromoteSpec()
     score: ScoreSpec | None = None
+    drift: DriftSpec = DriftSpec()
     train: TrainSpec = TrainSpec()
     retries: RetrySpec = RetrySpec()
     recompute: list[StageName] = Field(
@@ -497,6 +804,14 @@ class PipelineSpec(_Part):
     folder: Path = Field(
         default=Path(), exclude=True, description="What a relative data.uri is relative to."
     )
+
+    @field_validator("data")
+    @classmethod
+    def _is_not_made_of_itself(cls, data: DataSpec, info: ValidationInfo) -> DataSpec:
+        if data.upstream is not None and data.upstream.pipeline == info.data.get("name"):
+            why = f"{shown(data.uri)} is made by this pipeline: name another one"
+            _mistakes([(("uri",), why)])
+        return data
 
     @field_validator("split")
     @classmethod
@@ -520,6 +835,17 @@ class PipelineSpec(_Part):
             _mistakes([(("estimator",), why)])
         return model
 
+    @field_validator("tune")
+    @classmethod
+    def _tunes_the_estimator(cls, tune: TuneSpec, info: ValidationInfo) -> TuneSpec:
+        if "model" in info.data:
+            facts = info.data["model"].estimator_facts
+            unknown = ((name, unknown_parameter(facts, name)) for name in tune.space)
+            _mistakes((("space", name), why) for name, why in unknown if why)
+        if tune.by is not None:
+            _mistakes(_unfit_metrics([(("by",), tune.by)], info))
+        return tune
+
     @field_validator("evaluate")
     @classmethod
     def _measures_what_is_predicted(
@@ -540,6 +866,19 @@ class PipelineSpec(_Part):
         if promote.by is not None:
             _mistakes(_unfit_metrics([(("by",), promote.by)], info))
         return promote
+
+    @field_validator("drift")
+    @classmethod
+    def _watches_what_is_scored(cls, drift: DriftSpec, info: ValidationInfo) -> DriftSpec:
+        if "score" not in info.data:
+            return drift
+        score: ScoreSpec | None = info.data["score"]
+        if score is None and drift != DriftSpec():
+            raise ValueError("without score there are no predictions to watch: remove drift")
+        if drift.metrics and score is not None and score.labels is None:
+            _mistakes([(("metrics",), "realised metrics need the labels of score.labels")])
+        _mistakes(_unfit_metrics([(("metrics", name), name) for name in drift.metrics], info))
+        return drift
 
     def metrics_for(self, kind: Kind) -> list[str]:
         """Names of the metrics to measure, the one that decides on promotion first.
@@ -569,6 +908,24 @@ def _not_plain(value: object, location: Location) -> Iterator[tuple[Location, st
         kind = type(value).__name__
         why = f"a parameter must be text, a number, true, false, null, a list or a map, not {kind}"
         yield location, why
+
+
+def _choice_mistakes(choices: list[Any]) -> Iterator[tuple[Location, str]]:
+    """What cannot be tried; trials are kept as JSON, which has no infinity and no keys but text."""
+    if not choices:
+        yield (), "an empty list has nothing to try: give values, or remove the parameter"
+    seen: set[str] = set()
+    for i, choice in enumerate(choices):
+        try:
+            text = json.dumps(choice, allow_nan=False, sort_keys=True)
+            is_kept = json.loads(text) == choice
+        except (TypeError, ValueError):
+            text, is_kept = repr(choice), False
+        if not is_kept:
+            yield (i,), f"{shown(choice)} cannot be tried: give finite numbers, and text as keys"
+        elif text in seen:
+            yield (i,), f"{shown(choice)} is in the list twice"
+        seen.add(text)
 
 
 def _parameter_mistakes(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.code_version import Code, code_of, look_again
+from mlops_assets.errors import DataError
 from mlops_assets.store.memo import Outside, Seen
 
 if TYPE_CHECKING:
@@ -75,13 +76,7 @@ def stages(spec: PipelineSpec) -> dict[str, Stage]:
         "promote.by": spec.promote.by,
     }
     made = [
-        _stage(
-            spec,
-            "raw",
-            reads=["source"],
-            parameters={"data": data.model_dump(exclude={"positive_class"})},
-            look=lambda outside, _: {f"{spec.name}/source": source_seen(spec, outside)},
-        ),
+        _raw(spec),
         _stage(
             spec,
             "split",
@@ -93,10 +88,11 @@ def stages(spec: PipelineSpec) -> dict[str, Stage]:
                 "model.task": model.known_task,
             },
         ),
+        *([_best_params(spec)] if spec.tune.trials else []),
         _stage(
             spec,
             "model",
-            reads=["train"],
+            reads=["train", *(["best_params"] if spec.tune.trials else [])],
             parameters={
                 "model": model.model_dump(exclude={"compute"}),
                 "data.target": data.target,
@@ -118,6 +114,7 @@ def stages(spec: PipelineSpec) -> dict[str, Stage]:
                 "data.uri": data.uri,
                 "model": model.model_dump(include={"estimator", "params", "features"}),
                 "split": split.model_dump(),
+                **({"tuned": sorted(spec.tune.space)} if spec.tune.trials else {}),
             },
             begins_with=_own_code(spec),
         ),
@@ -125,7 +122,11 @@ def stages(spec: PipelineSpec) -> dict[str, Stage]:
             spec,
             "champion",
             reads=["model", "test", "metrics"],
-            parameters={**judged, "promote.min_improvement": spec.promote.min_improvement},
+            parameters={
+                **judged,
+                "promote.min_improvement": spec.promote.min_improvement,
+                "split.seed": split.seed,
+            },
             begins_with=_own_code(spec),
             look=lambda outside, _: {f"{spec.name}/champion": champion_seen(spec, outside)},
         ),
@@ -138,12 +139,57 @@ def scoring_stages(spec: PipelineSpec) -> dict[str, Stage]:
 
     Each has one partition for each day.
     """
-    return {}
+    if spec.score is None:
+        return {}
+    data = spec.data
+    made = [
+        _stage(
+            spec,
+            "predictions",
+            reads=["champion"],
+            parameters={
+                "score": spec.score.model_dump(include={"uri", "id"}),
+                "data": data.model_dump(include={"target", "columns", "drop", "missing_values"}),
+                "split.group": spec.split.group,
+            },
+            begins_with=_own_code(spec),
+            look=lambda outside, day: {f"{spec.name}/inbox": inbox_seen(spec, outside, day)},
+        ),
+        _stage(
+            spec,
+            "drift",
+            reads=["predictions"],
+            parameters={
+                "score": spec.score.model_dump(include={"uri", "id", "labels"}),
+                "drift": spec.drift.model_dump(),
+                "data": data.model_dump(include={"target", "columns", "drop", "missing_values"}),
+                "split.group": spec.split.group,
+                "evaluate": spec.evaluate.model_dump(),
+                "promote.by": spec.promote.by,
+            },
+            begins_with=_own_code(spec),
+            look=lambda outside, day: {
+                f"{spec.name}/inbox": inbox_seen(spec, outside, day),
+                f"{spec.name}/labels": labels_seen(spec, outside, day),
+            },
+        ),
+    ]
+    return {stage.name: stage for stage in made}
 
 
 def training_assets(spec: PipelineSpec) -> list[str]:
     """Return what training makes, in the order in which it is made: `raw`, `train`, …."""
-    return ["raw", "train", "test", "model", "metrics", "champion"]
+    tuned = ["best_params"] if spec.tune.trials else []
+    return ["raw", "train", "test", *tuned, "model", "metrics", "champion"]
+
+
+def study(spec: PipelineSpec) -> str:
+    """Return the digest of what decides the trials of a search, apart from the training set.
+
+    How many trials there are decides none of them.
+    """
+    begins_with = ("mlops_assets.ml.tune", *_own_code(spec))
+    return code_of(dict(_flat(_searched(spec))), begins_with).version
 
 
 def source_seen(spec: PipelineSpec, outside: Outside) -> Seen:
@@ -159,12 +205,93 @@ def source_seen(spec: PipelineSpec, outside: Outside) -> Seen:
     return Seen(identity(spec.data, spec.folder, outside.source_options))
 
 
+def inbox_seen(spec: PipelineSpec, outside: Outside, day: str | None) -> Seen:
+    """Return the identity of the files of a day that are to be scored.
+
+    Raises
+    ------
+    DataError
+        There are none, or they may not be looked at.
+    """
+    from mlops_assets.ml.inbox import identity_of_day
+
+    assert spec.score is not None
+    assert day is not None
+    return Seen(identity_of_day(spec.score.uri, spec.folder, day, outside.source_options))
+
+
+def labels_seen(spec: PipelineSpec, outside: Outside, day: str | None) -> Seen:
+    """Return the identity of the files with what really happened on a day; "none" without any.
+
+    Raises
+    ------
+    DataError
+        They may not be looked at.
+    """
+    from mlops_assets.ml.inbox import NoFilesError, identity_of_day
+
+    assert spec.score is not None
+    assert day is not None
+    if spec.score.labels is None:
+        return Seen("none")
+    labels = spec.score.labels
+    try:
+        return Seen(identity_of_day(labels, spec.folder, day, outside.source_options))
+    except NoFilesError:
+        return Seen("none")
+    except DataError as error:
+        raise DataError(str(error).replace("score.uri", "score.labels")) from error
+
+
 def champion_seen(spec: PipelineSpec, outside: Outside) -> Seen:
     """Return the number of the last promotion."""
     from mlops_assets.store.champions import Champions
 
     current = Champions(outside.store, spec.name).current()
     return Seen("none") if current is None else Seen(str(current.number), current.run_id)
+
+
+def _best_params(spec: PipelineSpec) -> Stage:
+    return _stage(
+        spec,
+        "best_params",
+        reads=["train"],
+        parameters={**_searched(spec), "tune.trials": spec.tune.trials},
+        begins_with=_own_code(spec),
+    )
+
+
+def _searched(spec: PipelineSpec) -> dict[str, Any]:
+    tune = spec.tune
+    first_metric = next(iter(spec.evaluate.metrics), None)
+    return {
+        "model": spec.model.model_dump(exclude={"compute"}),
+        "data.target": spec.data.target,
+        "data.positive_class": spec.data.positive_class,
+        "data.drop": spec.data.drop,
+        "split": spec.split.model_dump(exclude={"test_size"}),
+        "tune": {
+            **tune.model_dump(exclude={"trials"}),
+            "by": tune.by or spec.promote.by or first_metric,
+            "seed": spec.split.seed if tune.seed is None else tune.seed,
+        },
+    }
+
+
+def _raw(spec: PipelineSpec) -> Stage:
+    """Return the stage that reads the source; an asset's versions are Dagster's to tell."""
+    parameters = {"data": spec.data.model_dump(exclude={"positive_class"})}
+    if upstream := spec.data.upstream:
+        return replace(
+            _stage(spec, "raw", reads=[], parameters=parameters), inputs=(upstream.name,)
+        )
+    return _stage(
+        spec,
+        "raw",
+        reads=["source"],
+        parameters=parameters,
+        look=lambda outside, _: {f"{spec.name}/source": source_seen(spec, outside)},
+    )
 
 
 def _stage(

@@ -29,3 +29,8 @@ def size(number: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def first_line(text: str) -> str:
+    """Return the first line that has something in it."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlops_assets.durations import seconds
+from mlops_assets.durations import in_words, seconds
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def test_the_longest_duration_is_still_one_for_python() -> None:
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no duration: .* such as 30d"):
         seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(60, "1m"), (90, "90s"), (5400, "90m"), (7200, "2h"), (172_800, "2d"), (0.5, "0.5s")],
+)
+def test_seconds_are_written_in_the_largest_unit_that_leaves_no_rest(
+    number: float, text: str
+) -> None:
+    assert in_words(number) == text
+    assert seconds(text) == number

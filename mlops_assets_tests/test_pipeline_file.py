@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 import textwrap
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,11 @@ def test_loading_imports_neither_scikit_learn_nor_pandas():
 TAIL = "\nmodel: {estimator: sklearn.svm.SVC}\n"
 HEAD = "data: {uri: a.csv, target: y}\n"
 
+
+def tuned(space):
+    return f"{HEAD}tune: {{trials: 3, space: {{{space}}}}}{TAIL}"
+
+
 CATALOGUE = [
     # YAML
     ("", "1:1: the file is empty: write fields such as data: and model:"),
@@ -175,7 +181,7 @@ CATALOGUE = [
     ("a: !!python/object/apply:os.system [x]", "1:4: tags are not supported: remove tag:yaml"),
     ("a: !!str 1", "1:4: tags are not supported"),
     ("{[a]: 1}", "1:2: a field's name must be text, not a list, map or alias"),
-    (f"{HEAD}description: 2024-01-31{TAIL}", '2:14: 2024-01-31 is a date: put quotes around it, "'),
+    (f"{HEAD}description: 2024-01-31 12:00:00{TAIL}", "2:14: 2024-01-31 12:00:00 is a time: put "),
     ("a: " + "9" * 5000, "1:4: a number has at most 40 digits"),
     ("a: 0x" + "f" * 5000, "1:4: a number has at most 40 digits"),
     ("a: " + "x" * 20_000, "1:4: a text of 20000 characters is too long: at most 10000"),
@@ -235,6 +241,26 @@ CATALOGUE = [
         f"{HEAD}tune: {{trials: -1}}{TAIL}",
         "2:16: tune.trials: must be at least 0, found the number",
     ),
+    (f"{HEAD}tune: {{trials: 3}}{TAIL}", "2:1: tune.space: trials without a space: name the"),
+    (f"{HEAD}tune: {{space: {{C: [1]}}}}{TAIL}", "tune.space: a space without trials: set tune.tr"),
+    (tuned("gama: [1]"), "tune.space.gama: SVC has no parameter 'gama' (did you mean 'gamma'?)"),
+    (tuned("C: 1"), "2:30: tune.space.C: must be a list of values, or a map such as {low: 1, high"),
+    (tuned("C: []"), "2:27: tune.space.C: an empty list has nothing to try"),
+    (tuned("C: [1, 2, 1]"), "2:37: tune.space.C[2]: '1' is in the list twice"),
+    (tuned("C: [1, .inf]"), "2:34: tune.space.C[1]: 'inf' cannot be tried: give finite numbers"),
+    (tuned("class_weight: [{0: 1}]"), "tune.space.class_weight[0]: '{0: 1}' cannot be tried"),
+    (tuned("C: {low: 1, hig: 2}"), "tune.space.C: unknown field 'hig' (did you mean 'high'?)"),
+    (tuned("C: {low: 1}"), "2:27: tune.space.C: the field 'high' is missing"),
+    (tuned("C: {low: 2, high: 2}"), "2:45: tune.space.C.high: must be more than low, which is 2"),
+    (tuned("C: {low: a, high: 2}"), "2:36: tune.space.C.low: must be a whole number or a number"),
+    (tuned("C: {low: 0, high: 2, log: true}"), "2:53: tune.space.C.log: low must be more than 0"),
+    (
+        tuned("C: {low: 0, high: 9, step: 2}"),
+        "tune.space.C.step: steps of 2 do not lead from 0 to 9",
+    ),
+    (tuned("C: {low: 1, high: 9, log: true, step: 2}"), "step and log exclude each other"),
+    (tuned("C: [1]}, by: {r2: 1"), "tune.by: must be text, found a map of fields"),
+    (f"{HEAD}{TAIL[1:]}tune: {{by: r2}}", "tune.by: 'r2' measures regression models"),
     (f"{HEAD}promote: {{min_improvement: .nan}}{TAIL}", "must be a finite number, found"),
     (f"{HEAD}owners: [me]{TAIL}", "2:10: owners[0]: 'me' is not an owner: allowed are"),
     (
@@ -358,6 +384,52 @@ def test_a_broken_file_does_not_take_the_others_with_it(write, tmp_path):
     assert [problem.path for problem in pipelines.broken["c"].problems] == [tmp_path / "c.yaml"] * 2
 
 
+FROM_A = MINIMAL.replace("a.csv", "'asset://a/train'")
+
+
+def test_a_source_may_be_the_asset_of_another_pipeline(write, tmp_path):
+    write(MINIMAL, "a.yaml")
+    write(FROM_A, "b.yaml")
+    write(FROM_A.replace("asset://a/train", "asset://b/raw"), "c.yaml")
+    pipelines = load_pipelines(tmp_path)
+
+    assert pipelines.broken == {}
+    assert pipelines.valid["c"].data.upstream == ("b", "raw")
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("asset://aa/train", "there is no pipeline 'aa' (did you mean 'a'?); there are a, broken"),
+        ("asset://a/predictions", "the pipeline a makes no predictions: give it a score section"),
+        ("asset://broken/raw", "the pipeline broken is broken: mend its file first"),
+        ("asset://b/raw", "'asset://b/raw' is made by this pipeline"),
+    ],
+)
+def test_a_source_that_no_pipeline_makes_is_reported_where_it_stands(write, tmp_path, uri, why):
+    write(MINIMAL, "a.yaml")
+    write("nothing", "broken.yaml")
+    write(FROM_A.replace("asset://a/train", uri), "b.yaml")
+    pipelines = load_pipelines(tmp_path)
+
+    assert list(pipelines.valid) == ["a"]
+    assert str(pipelines.broken["b"]).startswith(f"{tmp_path / 'b.yaml'}:1:")
+    assert why in str(pipelines.broken["b"])
+
+
+def test_pipelines_that_are_each_others_source_are_broken_with_what_is_made_of_them(
+    write, tmp_path
+):
+    write(MINIMAL, "a.yaml")
+    for name, source in {"b": "c", "c": "d", "d": "b", "e": "d", "f": "a"}.items():
+        write(FROM_A.replace("asset://a/", f"asset://{source}/"), f"{name}.yaml")
+    pipelines = load_pipelines(tmp_path)
+
+    assert list(pipelines.valid) == ["a", "f"]
+    assert "each other's source: b ← c ← d ← b" in str(pipelines.broken["b"])
+    assert "the pipeline d is broken" in str(pipelines.broken["e"])
+
+
 def test_a_glob_selects_files_in_several_folders(write, tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     write(MINIMAL, "x/a.yaml")
@@ -388,6 +460,15 @@ def test_a_location_without_pipeline_files_is_named(tmp_path, monkeypatch, locat
     with pytest.raises(UserError, match="give a folder or a glob") as caught:
         load_pipelines(location)
     assert location in str(caught.value)
+
+
+def test_a_day_needs_no_quotes(tmp_path):
+    path = tmp_path / "churn.yaml"
+    for start in ("2026-01-31", '"2026-01-31"'):
+        path.write_text(f"{HEAD}score: {{uri: 'in/{{date}}.csv', start: {start}}}{TAIL}")
+        score = load_pipeline(path).score
+        assert score is not None
+        assert score.start == date(2026, 1, 31)
 
 
 # --- rubbish ------------------------------------------------------------------------------------

@@ -29,6 +29,13 @@ def test_an_empty_value_counts_as_not_set() -> None:
         ("MLOPS_STORE_URL", "s3://", "the bucket is missing"),
         ("MLOPS_S3_ENDPOINT_URL", "minio:9000", "http://minio:9000"),
         ("MLOPS_ALERT_URLS", "slack", "entry 1 of 1"),
+        ("MLOPS_ALERT_URLS", "mailto://host?to=a@x.org,b@x.org", "written %2C"),
+        ("MLOPS_UI_URL", "dagster.example.org", "https://dagster.example.org"),
+        ("MLOPS_UI_URL", "ftp://dagster", "http:// or https://"),
+        ("MLOPS_UI_URL", "http://", "http:// or https://"),
+        ("MLOPS_UI_URL", "http://dagster:port", "http:// or https://"),
+        ("MLOPS_UI_URL", "http://[dagster", "http:// or https://"),
+        ("MLOPS_UI_URL", "http://dagster?run=1", "http:// or https://"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_what_is(
@@ -57,9 +64,16 @@ def test_no_message_and_no_representation_shows_a_password() -> None:
     for variable, value in [
         ("MLOPS_ALERT_URLS", f"mailto:{secret}"),
         ("MLOPS_STORE_URL", f"s3://user:{secret}@bucket"),
+        ("MLOPS_UI_URL", f"http://user:{secret}@dagster:x"),
     ]:
         with pytest.raises(SettingsError) as error:
             Settings.from_environment({variable: value})
         assert secret not in str(error.value)
     alerting = Settings.from_environment({"MLOPS_ALERT_URLS": f"slack://{secret}/b/c"})
     assert secret not in repr(alerting)
+
+
+def test_links_into_the_ui_may_have_a_prefix() -> None:
+    assert Settings.from_environment({}).ui_url == "http://localhost:3000"
+    given = {"MLOPS_UI_URL": "https://ml.example.org/dagster/"}
+    assert Settings.from_environment(given).ui_url == "https://ml.example.org/dagster"

@@ -73,6 +73,10 @@ def test_numbers_that_json_lacks_stay_apart_in_json():
     assert json.loads(as_json(math.inf))
 
 
+SCORED = {"score": {"uri": "{date}.csv"}}
+LABELLED = {"score": {"uri": "{date}.csv", "labels": "labels/{date}.csv", "id": ["id"]}}
+
+
 @pytest.mark.parametrize(
     ("fields", "place", "why"),
     [
@@ -81,6 +85,14 @@ def test_numbers_that_json_lacks_stay_apart_in_json():
         ({"name": "a" * 61}, "name", "up to 60"),
         ({"name": "churn\n"}, "name", "cannot name a pipeline"),
         ({"data.target": ""}, "data.target", "at least 1 character"),
+        ({"data.uri": "asset://a/predictons"}, "data.uri", "did you mean 'predictions'"),
+        ({"data.uri": "asset://a/model"}, "data.uri", "allowed are raw, train, test"),
+        ({"data.uri": "asset://raw"}, "data.uri", "'' is no table"),
+        ({"data.uri": "asset:///raw"}, "data.uri", "like asset://churn/predictions"),
+        ({"data.uri": "asset://churn/raw"}, "data.uri", "made by this pipeline"),
+        ({"train.fresh_within": "soon"}, "train.fresh_within", "is no duration"),
+        ({"train.fresh_within": 59.0}, "train.fresh_within", "greater than or equal to 60"),
+        ({"score": {"uri": "asset://a/{date}"}}, "score.uri", "is an asset"),
         ({"data.drop": ["id", "churn"]}, "data.drop.1", "'churn' is the target"),
         ({"data.checks": {"between": {"a": [2, 1]}}}, "data.checks.between.a", "2.0 is above"),
         ({"data.checks": {"between": {"a": [math.nan, 1]}}}, "data.checks.between.a", "above"),
@@ -112,6 +124,46 @@ def test_numbers_that_json_lacks_stay_apart_in_json():
         ({"score": {"uri": "{date}"}}, "score.uri", "must end with"),
         ({"score": {"uri": "sklearn://{date}"}}, "score.uri", "fixed data set"),
         ({"score": {"uri": "{date}.csv", "schedule": "x"}}, "score.schedule", "five fields"),
+        ({"drift": {"min_rows": 5}}, "drift", "without score there are no predictions to watch"),
+        ({**SCORED, "drift": {"psi": {"warn": 0.2, "error": 0.1}}}, "drift.psi.error", "is 0.2"),
+        (
+            {**SCORED, "drift": {"psi": {"warn": -1}}},
+            "drift.psi.warn",
+            "greater than or equal to 0",
+        ),
+        ({**SCORED, "drift": {"p_value": 0}}, "drift.p_value", "greater than 0"),
+        ({**SCORED, "drift": {"columns": {"a": {"psi": 1}}}}, "drift.columns.a.psi", "Levels"),
+        ({**SCORED, "drift": {"min_rows": 0}}, "drift.min_rows", "greater than or equal to 1"),
+        ({**SCORED, "drift": {"metrics": {"auc": {}}}}, "drift.metrics.auc.[key]", "not a metric"),
+        (
+            {**LABELLED, "drift": {"metrics": {"r2": {"warn": 0.1}}}},
+            "drift.metrics.r2",
+            "measures regression",
+        ),
+        (
+            {**SCORED, "drift": {"metrics": {"roc_auc": {"warn": 0.1}}}},
+            "drift.metrics",
+            "need the labels of score.labels",
+        ),
+        ({"score": {"uri": "s3://{date}/a.csv"}}, "score.uri", "after the bucket or host"),
+        (
+            {"score": {**SCORED["score"], "start": "2026-1-1"}},
+            "score.start",
+            "write it like 2026-01-01",
+        ),
+        ({"score": {**SCORED["score"], "start": "2026-02-30"}}, "score.start", "is not a day"),
+        ({"score": {**SCORED["score"], "start": 20260101}}, "score.start", "is not a day"),
+        ({"score": {**SCORED["score"], "id": ["a", "a"]}}, "score.id.1", "is given twice"),
+        (
+            {"score": {**SCORED["score"], "id": ["prediction"]}},
+            "score.id.0",
+            "column of the output",
+        ),
+        (
+            {"score": {**SCORED["score"], "labels": "{date}.csv"}},
+            "score.labels",
+            "list at least one",
+        ),
         ({"train.schedule": "* * * *"}, "train.schedule", "five fields"),
         ({"train.timezone": "Europe/Pariss"}, "train.timezone", "did you mean 'Europe/Paris'?"),
         ({"train.timezone": "../../etc/passwd"}, "train.timezone", "is not a time zone"),
@@ -266,3 +318,13 @@ def test_the_same_spec_is_equal_and_cannot_be_changed():
     assert make() == make()
     with pytest.raises(ValidationError, match="frozen"):
         make().name = "other"
+
+
+@pytest.mark.parametrize(
+    ("value", "level"), [(0.0, "ok"), (0.0999, "ok"), (0.1, "warn"), (0.25, "error"), (9, "error")]
+)
+def test_a_stability_index_means_what_is_usual_unless_the_file_says_otherwise(value, level):
+    assert make().drift.psi.level(value) == level
+    spec = make(**LABELLED, drift={"psi": {"warn": 10}, "metrics": {"roc_auc": {"warn": 0.02}}})
+    assert spec.drift.psi.level(value) == "ok"
+    assert spec.drift.metrics["roc_auc"].level(0.02) == "warn"
