@@ -87,7 +87,7 @@ def evaluate(
     defaults = default_metrics(kind, _methods(model))
     names = list(metrics) or defaults
     model.predict(test)  # an estimator without an answer is not the metrics' fault
-    values = {name: _measure(model, features, target, name) for name in names}
+    values = {name: measure(model, features, target, name) for name in names}
     important = next(name for name in [*names, *defaults] if name not in _PARTIAL_METRICS)
     result = {
         "kind": kind,
@@ -106,10 +106,11 @@ def evaluate(
 def score(model: TrainedModel, frame: pd.DataFrame, metric: str) -> float:
     """Measure a model with a single metric; errors as of `evaluate`."""
     target = encode(frame[model.target], model.classes)
-    return _measure(model, conform(frame, model.features), target, metric)
+    return measure(model, conform(frame, model.features), target, metric)
 
 
-def _measure(model: TrainedModel, features: pd.DataFrame, target: Any, metric: str) -> float:
+def measure(model: TrainedModel, features: Any, target: Any, metric: str) -> float:
+    """Measure a model on what its pipeline is fitted on, encoded; errors as of `evaluate`."""
     from sklearn.exceptions import UndefinedMetricWarning
     from sklearn.metrics import get_scorer
 

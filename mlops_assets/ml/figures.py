@@ -1,4 +1,4 @@
-"""Drawing an evaluation as PNG images, from its dict alone.
+"""Drawing as PNG images: an evaluation from its dict alone, and what was compared or searched.
 
 Only matplotlib's object interface: pyplot keeps global state and may want a display. The same
 evaluation gives the same bytes.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BLUE = "#2f6db5"
-_GREY = "#8a8f98"
+    from mlops_assets.ml.promote import Comparison
+
+BLUE = "#2f6db5"
+GREY = "#8a8f98"
 _CLASS_COLORS = (
     "#2f6db5", "#d1652f", "#3a8f5b", "#b03a5b", "#7a5bb0",
     "#a0802c", "#2f9aa0", "#6b6f76", "#d08fb5", "#8fae3c",
@@ -49,10 +52,21 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, bytes]:
         curves = {"roc": _draw_roc, "precision_recall": _draw_recall, "calibration": _draw_shares}
         drawings["confusion_matrix"] = _draw_confusion
         drawings |= {name: draw for name, draw in curves.items() if evaluation[name]}
-    return {name: _png(draw, evaluation) for name, draw in drawings.items()}
+    return {name: png(draw, evaluation) for name, draw in drawings.items()}
 
 
-def _png(draw: Callable[[Axes, Mapping[str, Any]], None], evaluation: Mapping[str, Any]) -> bytes:
+def comparison_figure(comparison: Comparison) -> bytes:
+    """Draw how a challenger's difference to the champion varies with the rows tested, as a PNG."""
+    return png(_draw_comparison, {"comparison": comparison})
+
+
+def search_figure(values: Sequence[float | None], by: str) -> bytes:
+    """Draw what the trials of a search found, and the best so far; None for one without value."""
+    return png(_draw_search, {"values": values, "by": by})
+
+
+def png(draw: Callable[[Axes, Mapping[str, Any]], None], evaluation: Mapping[str, Any]) -> bytes:
+    """Return what `draw` puts on the axes, in the style that all figures have in common."""
     import numpy as np
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,9 +99,9 @@ def _draw_confusion(axes: Axes, evaluation: Mapping[str, Any]) -> None:
 
     counts = np.asarray(evaluation["confusion_matrix"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    blues = LinearSegmentedColormap.from_list("blues", ["#f5f7fa", _BLUE])
+    blues = LinearSegmentedColormap.from_list("blues", ["#f5f7fa", BLUE])
     axes.imshow(shares, cmap=blues, vmin=0, vmax=1)
-    names = [_shortened(label) for label in evaluation["classes"]]
+    names = [shortened(label) for label in evaluation["classes"]]
     axes.set_xticks(range(len(names)), names, rotation=0 if len("".join(names)) < 30 else 90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="actual", title="Confusion matrix (shade: share of row)")
@@ -102,7 +116,7 @@ def _draw_confusion(axes: Axes, evaluation: Mapping[str, Any]) -> None:
 
 
 def _draw_roc(axes: Axes, evaluation: Mapping[str, Any]) -> None:
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     _draw_curves(axes, evaluation["roc"])
     axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
 
@@ -113,14 +127,14 @@ def _draw_recall(axes: Axes, evaluation: Mapping[str, Any]) -> None:
 
 
 def _draw_shares(axes: Axes, evaluation: Mapping[str, Any]) -> None:
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     _draw_curves(axes, evaluation["calibration"], marker="o", markersize=4)
     axes.set(title="Calibration", xlabel="predicted probability", ylabel="actual share")
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], **style: Any) -> None:
     for curve, color in zip(curves, _CLASS_COLORS, strict=False):
-        label = _shortened(curve["class"])
+        label = shortened(curve["class"])
         axes.plot(curve["x"], curve["y"], color=color, linewidth=1.6, label=label, **style)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(color="#e6e8eb", linewidth=0.7)
@@ -135,12 +149,12 @@ def _draw_importance(axes: Axes, evaluation: Mapping[str, Any]) -> None:
         positions,
         [one["mean"] for one in shown],
         xerr=[one["std"] for one in shown],
-        color=_BLUE,
-        error_kw={"ecolor": _GREY, "elinewidth": 1},
+        color=BLUE,
+        error_kw={"ecolor": GREY, "elinewidth": 1},
     )
-    axes.set_yticks(positions, [_shortened(one["column"]) for one in shown])
+    axes.set_yticks(positions, [shortened(one["column"]) for one in shown])
     axes.tick_params(axis="y", length=0)
-    axes.axvline(0, color=_GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(title="Feature importance", xlabel=f"loss of {metric} when the column is permuted")
 
 
@@ -150,27 +164,58 @@ def _draw_predictions(axes: Axes, evaluation: Mapping[str, Any]) -> None:
         min(points["actual"] + points["predicted"]),
         max(points["actual"] + points["predicted"]),
     ]
-    axes.plot(ends, ends, color=_GREY, linestyle=":", linewidth=1)
+    axes.plot(ends, ends, color=GREY, linestyle=":", linewidth=1)
     _draw_points(axes, points["actual"], points["predicted"])
-    target = _shortened(evaluation["target"])
+    target = shortened(evaluation["target"])
     axes.set(title="Predicted and actual", xlabel=f"actual {target}", ylabel=f"predicted {target}")
 
 
 def _draw_residuals(axes: Axes, evaluation: Mapping[str, Any]) -> None:
     points = evaluation["points"]
     residuals = [a - p for a, p in zip(points["actual"], points["predicted"], strict=True)]
-    axes.axhline(0, color=_GREY, linestyle=":", linewidth=1)
+    axes.axhline(0, color=GREY, linestyle=":", linewidth=1)
     _draw_points(axes, points["predicted"], residuals)
-    target = _shortened(evaluation["target"])
+    target = shortened(evaluation["target"])
     axes.set(title="Residuals", xlabel=f"predicted {target}", ylabel="actual minus predicted")
 
 
+def _draw_comparison(axes: Axes, evaluation: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    comparison: Comparison = evaluation["comparison"]
+    values = comparison.differences
+    # equal but for the last digits, they have no width to divide into bins
+    if len(values) and np.ptp(values) > 1e-9 * np.abs(values).max():
+        axes.hist(values, bins=40, color=BLUE, alpha=0.6)
+    if comparison.interval is not None:
+        axes.axvspan(*comparison.interval, color=BLUE, alpha=0.12, label="95 % interval")
+    axes.axvline(0, color=GREY, linestyle=":", label="no difference")
+    axes.axvline(comparison.difference, color=BLUE, label=f"{comparison.difference:+.3g} observed")
+    axes.legend(frameon=False, fontsize=8)
+    axes.set(
+        title="Challenger and champion on the same test rows",
+        xlabel=f"{comparison.by}: challenger minus champion",
+        ylabel=f"of {len(values)} resamples",
+    )
+
+
+def _draw_search(axes: Axes, search: Mapping[str, Any]) -> None:
+    found = [(trial, value) for trial, value in enumerate(search["values"]) if value is not None]
+    trials, values = zip(*found, strict=True)
+    _draw_points(axes, trials, values)
+    best = list(accumulate(values, max))
+    axes.step(trials, best, where="post", color=GREY, linewidth=1, label="best so far")
+    axes.legend(frameon=False)
+    axes.set(title="Search for parameters", xlabel="trial", ylabel=search["by"])
+
+
 def _draw_points(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
-    axes.scatter(x, y, s=14, color=_BLUE, alpha=0.5, linewidths=0)
+    axes.scatter(x, y, s=14, color=BLUE, alpha=0.5, linewidths=0)
     axes.grid(color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _shortened(name: object) -> str:
+def shortened(name: object) -> str:
+    """Return a name that may stand beside an axis."""
     text = str(name)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

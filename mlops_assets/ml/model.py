@@ -6,7 +6,8 @@ affair: all attributes are plain values or scikit-learn's objects, so that skops
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,10 +95,42 @@ class TrainedModel:
         shares = self._ask("predict_proba", frame) if len(frame) else np.empty((0, len(columns)))
         return pd.DataFrame(shares, frame.index, columns)
 
+    def answer(self, frame: pd.DataFrame) -> tuple[Any, Any]:
+        """Predict and give probabilities at once, which makes the features only once.
+
+        Returns
+        -------
+        predictions : numpy.ndarray
+            Positions in `classes` (int64), or numbers (float64) without classes.
+        probabilities : numpy.ndarray or None
+            One column (float64) per class; None where the model gives none.
+
+        Raises
+        ------
+        DataError, ModelError
+            As of `predict`.
+        """
+        import numpy as np
+
+        features = conform(frame, self.features)
+        estimator = self.pipeline[-1]
+        with self._explained():
+            transformed = self.pipeline[:-1].transform(features)
+            answers = np.asarray(estimator.predict(transformed)).reshape(len(frame))
+            shares = None
+            if self.classes is not None and hasattr(estimator, "predict_proba"):
+                shares = np.asarray(estimator.predict_proba(transformed), dtype="float64")
+        return answers.astype("float64" if self.classes is None else "int64"), shares
+
     def _ask(self, method: str, frame: pd.DataFrame) -> Any:
         features = conform(frame, self.features)
-        try:
+        with self._explained():
             return getattr(self.pipeline, method)(features)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except ValueError as error:
             estimator = type(self.pipeline[-1]).__name__
             message = " ".join(str(error).split())[:500]

@@ -32,7 +32,7 @@ def model_card(spec: PipelineSpec, model: TrainedModel, evaluation: Mapping[str,
         spec.description,
         _purpose(model, evaluation),
         "## Model",
-        f"`{spec.model.estimator}` with {_parameters(spec.model.params)}; features: "
+        f"`{spec.model.estimator}` with {_parameters(_params(spec, model))}; features: "
         f"`{spec.model.features}`.",
         "## Data",
         f"`{spec.data.uri}`: {model.train_rows:,} rows and {len(model.features)} columns to learn "
@@ -75,6 +75,12 @@ def _division(split: SplitSpec) -> str:
     if split.group is not None:
         return f"About {share} were drawn in whole groups of `{_plain(split.group)}`."
     return f"{share} were drawn at random (seed {split.seed})."
+
+
+def _params(spec: PipelineSpec, model: TrainedModel) -> dict[str, Any]:
+    """Return the parameters that were given, and those that a search has found."""
+    own = model.pipeline[-1].get_params()
+    return {**spec.model.params, **{name: own[name] for name in spec.tune.space if name in own}}
 
 
 def _parameters(params: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ import pytest
 
 from mlops_assets.ml.read import read
 from mlops_assets.spec import DataSpec
+from mlops_assets_tests.store.conftest import s3_endpoint as s3_endpoint
+from mlops_assets_tests.store.conftest import s3_server as s3_server
 
 CHURN = Path(__file__).parents[2] / "mlops_assets" / "data" / "telco_churn.csv"
 
