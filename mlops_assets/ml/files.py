@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 BUNDLED = "sklearn://"
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"}
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"}
 _SETTLED = 2 * 10**9  # nanoseconds; the coarsest clock of a file system in use, that of FAT
 _GLOB = re.compile(r"[*?\[]")
-_CONTENT_TAGS = ("e_tag", "ETag", "etag", "md5Hash", "sha256", "checksum")
-_CHANGE_TIMES = ("last_modified", "LastModified", "Last-Modified", "mtime", "updated", "created")
+CONTENT_TAGS = ("e_tag", "ETag", "etag", "md5Hash", "sha256", "checksum")
+CHANGE_TIMES = ("last_modified", "LastModified", "Last-Modified", "mtime", "updated", "created")
 
 
 class SourceFile(NamedTuple):
@@ -68,7 +68,7 @@ def find(
     if "://" in uri and not uri.startswith("file://"):
         return _find_remote(uri, dict(storage_options or {}))
     path = os.path.normpath(folder / uri.removeprefix("file://"))
-    with _mendable(path):
+    with mendable(path):
         return _find_local(path)
 
 
@@ -129,11 +129,11 @@ def _require_file(path: Path) -> None:
 
 def _local_file(path: Path, part: str) -> SourceFile:
     def content() -> bytes:
-        with _mendable(str(path)):
+        with mendable(str(path)):
             return path.read_bytes()
 
     def tag() -> str:
-        with _mendable(str(path)):
+        with mendable(str(path)):
             stat = path.stat()
             changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
             if time.time_ns() - changed < _SETTLED:  # another write may leave the same times
@@ -151,8 +151,8 @@ def _digest(path: Path, *_: int) -> str:
 
 
 def _find_remote(uri: str, options: dict[str, str]) -> list[SourceFile]:
-    with _mendable(uri):
-        system, location = _file_system(uri, options)
+    with mendable(uri):
+        system, location = file_system(uri, options)
         # a URL may have a ? of its own, and HTTP cannot list
         is_glob = bool(_GLOB.search(location)) and not uri.startswith("http")
         paths = sorted(str(path) for path in system.glob(location)) if is_glob else [location]
@@ -162,49 +162,56 @@ def _find_remote(uri: str, options: dict[str, str]) -> list[SourceFile]:
     return [_remote_file(system, uri, path, path.removeprefix(root + "/")) for path in paths]
 
 
-def _file_system(uri: str, options: dict[str, str]) -> tuple[AbstractFileSystem, str]:
+def file_system(
+    uri: str, options: dict[str, str], field: str = "data.uri"
+) -> tuple[AbstractFileSystem, str]:
+    """Return what reads the files of a URL, and the URL as that wants it; `field` is for errors."""
     scheme = urlsplit(uri).scheme
     # obstore leaves the query of a URL out
     has_query = scheme.startswith("http") and "?" in uri
-    if scheme not in _OBJECT_STORES or has_query:
+    if scheme not in OBJECT_STORES or has_query:
         import fsspec
 
         try:
             system, location = fsspec.core.url_to_fs(uri)
         except (ValueError, ImportError) as error:
-            raise DataError(f"data.uri: {uri} cannot be opened: {error}") from error
+            raise DataError(f"{field}: {uri} cannot be opened: {error}") from error
         return system, location
     if not urlsplit(uri).netloc:
-        raise DataError(f"data.uri: {uri} names no bucket or host after {scheme}://")
-    from datetime import timedelta
-
+        raise DataError(f"{field}: {uri} names no bucket or host after {scheme}://")
     from obstore.fsspec import FsspecStore
 
-    is_s3 = scheme in {"s3", "s3a"}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     # typed by an overload for each protocol
     open_store: Any = FsspecStore
-    store: AbstractFileSystem = open_store(
-        scheme,
-        config={"region": region or "us-east-1", **options} if is_s3 else None,
-        client_options={"allow_http": True, "connect_timeout": "10s"},
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
-    )
+    store: AbstractFileSystem = open_store(scheme, **connection(scheme, options))
     # obstore takes the host of localhost:8000/x.csv for a scheme
     return store, uri if scheme.startswith("http") else uri.partition("://")[2]
+
+
+def connection(scheme: str, options: dict[str, str]) -> dict[str, Any]:
+    """Return how obstore reaches the object stores of a scheme."""
+    from datetime import timedelta
+
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    is_s3 = scheme in {"s3", "s3a"}
+    return {
+        "config": {"region": region or "us-east-1", **options} if is_s3 else None,
+        "client_options": {"allow_http": True, "connect_timeout": "10s"},
+        "retry_config": {"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+    }
 
 
 def _remote_file(system: AbstractFileSystem, uri: str, path: str, part: str) -> SourceFile:
     name = f"{urlsplit(uri).scheme}://{path.partition('://')[2] or path.lstrip('/')}"
 
     def content() -> bytes:
-        with _mendable(name):
+        with mendable(name):
             return bytes(system.cat_file(path))
 
     def tag() -> str:
-        with _mendable(name):
+        with mendable(name):
             facts = system.info(path)
-        marks = [facts[key] for key in (*_CONTENT_TAGS, *_CHANGE_TIMES) if facts.get(key)]
+        marks = [facts[key] for key in (*CONTENT_TAGS, *CHANGE_TIMES) if facts.get(key)]
         # the size alone would miss an edit of equal length
         return f"{facts['size']} {marks[0]}" if marks else hashlib.sha256(content()).hexdigest()
 
@@ -212,28 +219,28 @@ def _remote_file(system: AbstractFileSystem, uri: str, path: str, part: str) -> 
 
 
 @contextmanager
-def _mendable(name: str) -> Iterator[None]:
+def mendable(name: str, field: str = "data.uri") -> Iterator[None]:
     """Turn what a person must mend into a DataError; what may pass by itself stays as it is."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"data.uri: {name} does not exist") from error
+        raise DataError(f"{field}: {name} does not exist") from error
     except PermissionError as error:
-        raise DataError(f"data.uri: {name} may not be read: permission denied") from error
+        raise DataError(f"{field}: {name} may not be read: permission denied") from error
     except IsADirectoryError as error:
-        raise DataError(f"data.uri: {name} is a folder, not a file") from error
+        raise DataError(f"{field}: {name} is a folder, not a file") from error
     except Exception as error:
         if type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
             reason = "permission denied; check the credentials in the environment"
-            raise DataError(f"data.uri: {name} may not be read: {reason}") from error
+            raise DataError(f"{field}: {name} may not be read: {reason}") from error
         # what obstore asks, on a cloud's machine, when the environment has none
         if "/latest/api/token" in str(error):
             raise DataError(
-                f"data.uri: {name} may not be read: no credentials in the environment"
+                f"{field}: {name} may not be read: no credentials in the environment"
             ) from error
         if "NoSuchBucket" in str(error):
-            raise DataError(f"data.uri: {name}: there is no such bucket") from error
+            raise DataError(f"{field}: {name}: there is no such bucket") from error
         if type(error).__module__.startswith("obstore"):
             # the lines after the first are pages of obstore's own state
-            raise OSError(f"data.uri: {name}: {str(error).splitlines()[0]}") from None
+            raise OSError(f"{field}: {name}: {str(error).splitlines()[0]}") from None
         raise

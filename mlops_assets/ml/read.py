@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["identity", "read", "schema_of"]
+__all__ = ["identity", "read", "schema_of", "typed"]
 
 _NUMBER = r"(?i)^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity)$"
 _INTEGER = r"^[+-]?\d+$"
@@ -85,6 +85,11 @@ def read(
         source = bundled_source(data.uri.removeprefix(BUNDLED))
     else:
         source = source_of(find(data.uri, folder, storage_options))
+    return typed(source, data)
+
+
+def typed(source: Source, data: DataSpec) -> pd.DataFrame:
+    """Give every column of a source its type; the frame and the errors are those of `read`."""
     if not source.table.num_rows:
         raise DataError(f"{source.name} has a header but no rows")
     _require_columns(data, source)
@@ -124,14 +129,14 @@ def _typed_frame(source: Source, data: DataSpec) -> pd.DataFrame:
     index = pd.RangeIndex(source.table.num_rows, name=index_name)
     columns = {}
     for name, values in zip(source.table.column_names, source.table.columns, strict=True):
-        column = _Column(name, source, data.columns.get(name), data.missing_values)
+        column = Column(name, source, data.columns.get(name), data.missing_values)
         # a column that nobody uses must not stop a pipeline
         with suppress(DataError) if name in ignorable else nullcontext():
-            columns[name] = pd.Series(_typed(values, column), index)
+            columns[name] = pd.Series(typed_column(values, column), index)
     return pd.DataFrame(columns, index)
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     """What is known about a column besides its values."""
 
     name: str
@@ -153,23 +158,21 @@ class _Column(NamedTuple):
         )
 
 
-def _typed(values: pa.ChunkedArray, column: _Column) -> Any:
-    """Give a column its type: an array or a Series that pandas takes as it is."""
+def typed_column(values: pa.ChunkedArray, column: Column) -> Any:
+    """Give a column its type: an array or a Series that pandas takes as it is.
+
+    Raises
+    ------
+    DataError
+        A value does not fit the type; tells which, and in which row.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = values.type
-    if pa.types.is_boolean(kind):
-        own: ColumnType = "boolean"
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        own = "number"
-    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        own = "datetime"
-    elif kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-        own = "text"
-    else:
+    own = own_type(values.type)
+    if own is None:
         raise DataError(
-            f"{column.source.name}: column {column.name} is of the type {kind}, which is no "
+            f"{column.source.name}: column {column.name} is of the type {values.type}, which is no "
             "number, text, boolean, date or timestamp; convert it, give each value its own column, "
             "or list it under data.drop"
         )
@@ -182,7 +185,21 @@ def _typed(values: pa.ChunkedArray, column: _Column) -> Any:
     return _from_text(pc.if_else(pc.is_in(texts, missing), None, texts), column)
 
 
-def _from_text(texts: pa.ChunkedArray, column: _Column) -> Any:
+def own_type(kind: pa.DataType) -> ColumnType | None:
+    """Return what a column is before anything is declared or inferred; None for other types."""
+    import pyarrow as pa
+
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "datetime"
+    texts = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
+    return "text" if kind in texts else None
+
+
+def _from_text(texts: pa.ChunkedArray, column: Column) -> Any:
     declared = column.declared or _inferred(texts, column)
     if declared == "number":
         return _parsed_numbers(texts, column)
@@ -197,7 +214,7 @@ def _from_text(texts: pa.ChunkedArray, column: _Column) -> Any:
     return texts.to_pandas().to_numpy(dtype=object)
 
 
-def _inferred(texts: pa.ChunkedArray, column: _Column) -> ColumnType:
+def _inferred(texts: pa.ChunkedArray, column: Column) -> ColumnType:
     """Type that all values of a text column have in common."""
     present = len(texts) - texts.null_count
     numeric = _matches(texts, _NUMBER)
@@ -234,7 +251,7 @@ def _times(texts: pa.ChunkedArray) -> Any:
     return times.dt.tz_localize(None).astype("datetime64[ns]")
 
 
-def _require_all(matching: Any, texts: pa.ChunkedArray, column: _Column, what: str) -> None:
+def _require_all(matching: Any, texts: pa.ChunkedArray, column: Column, what: str) -> None:
     bad = ~matching & texts.is_valid().to_numpy()
     if bad.any():
         raise column.problem(
@@ -246,7 +263,7 @@ def _require_all(matching: Any, texts: pa.ChunkedArray, column: _Column, what: s
         )
 
 
-def _parsed_numbers(texts: pa.ChunkedArray, column: _Column) -> Any:
+def _parsed_numbers(texts: pa.ChunkedArray, column: Column) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -260,25 +277,25 @@ def _parsed_numbers(texts: pa.ChunkedArray, column: _Column) -> Any:
     return _numbers(texts.cast(pa.float64()), column)
 
 
-def _parsed_booleans(texts: pa.ChunkedArray, column: _Column) -> Any:
+def _parsed_booleans(texts: pa.ChunkedArray, column: Column) -> Any:
     import pyarrow.compute as pc
 
     _require_all(_matches(texts, _DECLARED_BOOLEAN), texts, column, "true or false")
     return _booleans(pc.match_substring_regex(texts, _TRUE), column)
 
 
-def _parsed_datetimes(texts: pa.ChunkedArray, column: _Column) -> Any:
+def _parsed_datetimes(texts: pa.ChunkedArray, column: Column) -> Any:
     times = _times(texts)
     valid = _matches(texts, _DATETIME) & times.notna().to_numpy()
     _require_all(valid, texts, column, "a time from 1678 to 2261 such as 2024-01-31T12:00:00")
     return times.to_numpy()
 
 
-def _booleans(values: pa.ChunkedArray, column: _Column) -> Any:
+def _booleans(values: pa.ChunkedArray, column: Column) -> Any:
     return values.to_pandas().astype("boolean" if values.null_count else "bool")
 
 
-def _numbers(values: pa.ChunkedArray, column: _Column) -> Any:
+def _numbers(values: pa.ChunkedArray, column: Column) -> Any:
     import numpy as np
     import pyarrow as pa
 
@@ -296,7 +313,7 @@ def _numbers(values: pa.ChunkedArray, column: _Column) -> Any:
     return numbers
 
 
-def _datetimes(values: pa.ChunkedArray, column: _Column) -> Any:
+def _datetimes(values: pa.ChunkedArray, column: Column) -> Any:
     import pyarrow as pa
 
     try:

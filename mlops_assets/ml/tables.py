@@ -13,7 +13,8 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # what pandas takes for missing in csv files, which is what people are used to
-_MISSING_IN_CSV = (
+MISSING_IN_CSV = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
@@ -37,6 +38,10 @@ _FOREIGN_CONTENT = {
 }  # fmt: skip
 
 
+DAY = "date"
+"""Column with the day that a row of a daily asset is about."""
+
+
 class Source(NamedTuple):
     """A table of untyped columns, and what is needed to say where a value lies."""
 
@@ -45,11 +50,13 @@ class Source(NamedTuple):
     rows_of_files: list[tuple[str, int]]
     plain_text: bool
     """Numbers are written as text, as csv does."""
+    first_row: int = 0
+    """Of a part of a file: the number of its first row."""
 
     def place(self, row: int) -> str:
         """Say where a row is, in its file as well if there are several."""
         if len(self.rows_of_files) == 1:
-            return f"row {row}"
+            return f"row {self.first_row + row}"
         before = row
         for name, rows in self.rows_of_files:
             if before < rows:
@@ -89,7 +96,7 @@ def source_of(files: Sequence[SourceFile]) -> Source:
     DataError
         A file is damaged or empty, not what its name says, or has other columns than the first.
     """
-    suffix = _suffixes(files[0].name)[0]
+    suffix = suffixes(files[0].name)[0]
     parse = {".csv": _parse_csv, ".jsonl": _parse_jsonl, ".parquet": _parse_parquet}[suffix]
     tables = [parse(_content(file), file.name) for file in files]
     merged = tables[0]
@@ -98,6 +105,40 @@ def source_of(files: Sequence[SourceFile]) -> Source:
     rows = [(file.name, table.num_rows) for file, table in zip(files, tables, strict=True)]
     name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
     return Source(name, merged, rows, plain_text=suffix == ".csv")
+
+
+def source_of_days(name: str, days: Mapping[str, pa.Table]) -> Source:
+    """Put the tables of days together, in order, with the day of each row in a column `date`.
+
+    Raises
+    ------
+    DataError
+        There is no day, a day has other columns than the first, or a column is named `date`.
+    """
+    import pyarrow as pa
+
+    sources = []
+    for day, table in sorted(days.items()):
+        if DAY in table.column_names:
+            raise DataError(
+                f"{name} of {day} has a column {DAY!r} of its own, which is where the day would be "
+                "written; give it another name"
+            )
+        dates = pa.array([date.fromisoformat(day)] * table.num_rows, pa.date32())
+        sources.append(source_of_table(f"{name} of {day}", table.append_column(DAY, dates)))
+    if not sources:
+        raise DataError(f"{name} has not been made for any day")
+    merged = sources[0].table
+    for source in sources[1:]:
+        merged = _appended(merged, source.table, f"{source.name} does not fit {sources[0].name}")
+    rows = [(source.name, source.table.num_rows) for source in sources]
+    return Source(name, merged, rows, plain_text=False)
+
+
+def source_of_table(name: str, table: pa.Table) -> Source:
+    """Take a table that is read already; categories become text again."""
+    plain = _without_dictionaries(table)
+    return Source(name, plain, [(name, plain.num_rows)], plain_text=False)
 
 
 def _appended(table: pa.Table, more: pa.Table, problem: str) -> pa.Table:
@@ -112,8 +153,8 @@ def _appended(table: pa.Table, more: pa.Table, problem: str) -> pa.Table:
         raise DataError(f"{problem}: {error}") from error
 
 
-def _suffixes(name: str) -> list[str]:
-    """Endings of a file's name, without a URL's query: [".csv", ".gz"]."""
+def suffixes(name: str) -> list[str]:
+    """Return the endings of a file's name, without a URL's query: [".csv", ".gz"]."""
     path = urlsplit(name).path if name.startswith("http") else name
     format_and_gz = re.search(r"(\.[a-z]+)(\.gz)?$", path.lower())
     return [ending for ending in format_and_gz.groups() if ending] if format_and_gz else []
@@ -121,18 +162,23 @@ def _suffixes(name: str) -> list[str]:
 
 def _content(file: SourceFile) -> bytes:
     content = file.read()
-    suffix, *compression = _suffixes(file.name)
+    _, *compression = suffixes(file.name)
     if compression:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file.name} is not a complete gzip file: {error}") from error
-    if not content or content.isspace():
-        raise DataError(f"{file.name} is empty")
-    for start, what in _FOREIGN_CONTENT.items():
-        if content.startswith(start) and not (start == b"PAR1" and suffix == ".parquet"):
-            raise DataError(f"{file.name} is not what its name says: it is {what}")
+    require_own_content(content, file.name)
     return content
+
+
+def require_own_content(content: bytes, name: str) -> None:
+    """Refuse a file that is empty or of another format than its name says, by how it begins."""
+    if not content or content.isspace():
+        raise DataError(f"{name} is empty")
+    for start, what in _FOREIGN_CONTENT.items():
+        if content.startswith(start) and not (start == b"PAR1" and suffixes(name) == [".parquet"]):
+            raise DataError(f"{name} is not what its name says: it is {what}")
 
 
 def _parse_csv(content: bytes, name: str) -> pa.Table:
@@ -146,7 +192,7 @@ def _parse_csv(content: bytes, name: str) -> pa.Table:
             f"{name} has a double quote that is never closed; a quote inside a value is written "
             'twice, in a value in quotes: "5"" pipe"'
         )
-    names = _csv_header(content, name)
+    names = csv_header(content, name)
     try:
         return arrow_csv.read_csv(
             io.BytesIO(content),
@@ -161,7 +207,7 @@ def _parse_csv(content: bytes, name: str) -> pa.Table:
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.large_string()),
                 strings_can_be_null=True,
-                null_values=["", *_MISSING_IN_CSV],
+                null_values=["", *MISSING_IN_CSV],
             ),
         )
     except pa.ArrowInvalid as error:
@@ -186,7 +232,8 @@ def _require_utf8(content: bytes, name: str) -> None:
         ) from error
 
 
-def _csv_header(content: bytes, name: str) -> list[str]:
+def csv_header(content: bytes, name: str) -> list[str]:
+    """Return the names of the columns, by the content of a file or the beginning of it."""
     text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="")
     try:
         header = [column.strip() for column in next(csv.reader(text))]
@@ -195,11 +242,12 @@ def _csv_header(content: bytes, name: str) -> list[str]:
     if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
         raise DataError(f"{name} separates its columns by {separator!r}; a comma is needed")
     names = [column or f"unnamed_{position}" for position, column in enumerate(header)]
-    _require_distinct(names, name)
+    require_distinct(names, name)
     return names
 
 
-def _require_distinct(names: Iterable[str], where: str) -> None:
+def require_distinct(names: Iterable[str], where: str) -> None:
+    """Refuse columns of one name."""
     repeated = [column for column, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{where} has more than one column named {listed(repeated)}")
@@ -210,21 +258,23 @@ def _parse_jsonl(content: bytes, name: str) -> pa.Table:
 
     _require_utf8(content, name)
     rows = [
-        _json_row(line, f"{name}: line {number}")
+        json_row(line, f"{name}: line {number}")
         # not splitlines(): it also breaks at characters that JSON allows in a text
         for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1)
         if line.strip()
     ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     try:
-        return pa.table({c: _json_column([row.get(c) for row in rows]) for c in columns})
+        return pa.table({c: json_column([row.get(c) for row in rows]) for c in columns})
     except UnicodeEncodeError as error:
         raise DataError(f"{name} has half of a surrogate pair in a text: {error}") from error
 
 
-def _json_row(line: str, where: str) -> dict[str, Any]:
+def json_row(line: str, where: str) -> dict[str, Any]:
+    """Return the values of a line by column."""
+
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _require_distinct((key for key, _ in pairs), where)
+        require_distinct((key for key, _ in pairs), where)
         return dict(pairs)
 
     try:
@@ -241,7 +291,7 @@ def _json_row(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _json_column(values: list[Any]) -> pa.Array:
+def json_column(values: list[Any]) -> pa.Array:
     """Make a column of one type; a mixture becomes text, which is judged when it is typed."""
     import pyarrow as pa
 
@@ -275,7 +325,13 @@ def _parse_parquet(content: bytes, name: str) -> pa.Table:
         table = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name} is not a complete Parquet file: {error}") from error
-    _require_distinct(table.column_names, name)
+    require_distinct(table.column_names, name)
+    return _without_dictionaries(table)
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
     columns = {
         name: column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
         for name, column in zip(table.column_names, table.columns, strict=True)
