@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EventLogRecord,
         PartitionsDefinition,
         ScheduleEvaluationContext,
+        SensorEvaluationContext,
     )
     from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
     from dagster._core.asset_graph_view.entity_subset import EntitySubset
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 NO_VERSION = "INITIAL"
 """What Dagster records as the version of an input without events, or whose event has none."""
+
+TAKES_WHAT_IS_THERE = "mlops/takes_what_is_there"
+"""Metadata of an asset: True for one that is made of those partitions of an input that there are,
+so that missing ones keep nothing waiting."""
 
 _CHUNK = 1000  # events in a query; SQLite takes 32,766 parameters
 
@@ -110,9 +115,11 @@ class Lineage:
         return Lineage(context.asset_graph_view.instance, context.asset_graph)
 
     @staticmethod
-    def of_schedule(context: ScheduleEvaluationContext) -> Lineage:
-        """Return the code location of a schedule, and the instance that it runs on."""
-        return Lineage(context.instance, context.repository_def.asset_graph)
+    def of_schedule(context: ScheduleEvaluationContext | SensorEvaluationContext) -> Lineage:
+        """Return the code location of a schedule or sensor, and the instance that it runs on."""
+        repository = context.repository_def
+        assert repository is not None  # but for a sensor's context that was made by hand
+        return Lineage(context.instance, repository.asset_graph)
 
     def resolve(self, selection: AssetSelection) -> set[AssetKey]:
         """Return the assets of a selection that this code location can materialise."""
@@ -129,6 +136,10 @@ class Lineage:
     def is_made_here(self, key: AssetKey) -> bool:
         """Whether this code location can materialise the asset."""
         return self._graph.get(key).is_materializable
+
+    def takes_what_is_there(self, key: AssetKey) -> bool:
+        """Whether missing partitions of its inputs keep the asset from nothing."""
+        return self._graph.get(key).metadata.get(TAKES_WHAT_IS_THERE) is True
 
     def made_with(self, key: AssetKey) -> frozenset[AssetKey]:
         """Return the assets that one step always makes together, the asset among them."""
@@ -231,6 +242,16 @@ class Lineage:
 
     def _is_blocking(self, check: AssetCheckKey) -> bool:
         return self._graph.get(check).blocking
+
+
+def versions_by_partition(instance: DagsterInstance, key: AssetKey) -> dict[str, str]:
+    """Return the data version of each partition of an asset that has been materialised."""
+    from dagster import DagsterEventType
+
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        key, DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
+    )
+    return {partition: found["dagster/data_version"] for partition, found in tags.items()}
 
 
 def version_of_partitions(versions: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 FINGERPRINT = "mlops/fingerprint"
@@ -44,8 +45,18 @@ class Recorded(NamedTuple):
         )
 
 
-def recorded_in(home: Path, assets: Collection[str]) -> dict[str, Recorded] | None:
+def name_of_partition(asset: str, partition: str) -> str:
+    """Name a partition as the inputs of a computation do: `churn/predictions[2026-01-31]`."""
+    return f"{asset}[{partition}]"
+
+
+def recorded_in(
+    home: Path, assets: Collection[str], daily: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Recorded] | None:
     """Return the latest materialisation of each of the assets that has one.
+
+    And of each partition, by `name_of_partition`, of the assets in `daily`, from the day on that is
+    given there; only the version is known of those.
 
     None when this is not known: the instance is no sqlite one, or its database is not as expected.
     """
@@ -62,9 +73,26 @@ def recorded_in(home: Path, assets: Collection[str]) -> dict[str, Recorded] | No
                 " AND asset_key IN (SELECT value FROM json_each(?))",
                 [json.dumps([json.dumps(asset.split("/")) for asset in assets])],
             ).fetchall()
-        return dict(_decode(json.loads(row)) for (row,) in rows)
+            recorded = dict(_decode(json.loads(row)) for (row,) in rows)
+            for asset, first in daily.items():
+                recorded |= _days_in(connection, asset, first)
+        return recorded
     except (OSError, sqlite3.Error, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _days_in(connection: sqlite3.Connection, asset: str, first: str) -> dict[str, Recorded]:
+    rows = connection.execute(
+        "SELECT latest.partition, tags.value FROM asset_event_tags AS tags JOIN"
+        " (SELECT partition, max(id) AS id FROM event_logs WHERE asset_key = ?"
+        " AND dagster_event_type = 'ASSET_MATERIALIZATION' AND partition >= ?"
+        " GROUP BY partition) AS latest ON tags.event_id = latest.id WHERE tags.key = ?",
+        [json.dumps(asset.split("/")), first, _VERSION],
+    )
+    return {
+        name_of_partition(asset, partition): Recorded(version, None, {}, None)
+        for partition, version in rows
+    }
 
 
 def _stores_elsewhere(home: Path) -> bool:

@@ -103,8 +103,8 @@ def _reused(
         output: definition.output_def_named(output.name).io_manager_key
         for output in step.step_outputs
     }
-    of_assets = {key for output, key in io_managers.items() if output.properties.asset_key}
-    if len(of_assets) != 1 or job.get_all_hooks_for_handle(step.node_handle):
+    asked = {key for output, key in io_managers.items() if not output.properties.asset_check_key}
+    if len(asked) != 1 or job.get_all_hooks_for_handle(step.node_handle):
         yield None
         return
     with scoped_job_context(
@@ -118,7 +118,7 @@ def _reused(
         ),
     ) as context:
         in_step = context.for_step(step, known_state)
-        io_manager = getattr(in_step.resources, of_assets.pop())
+        io_manager = getattr(in_step.resources, asked.pop())
         yield io_manager.reused(in_step) if hasattr(io_manager, "reused") else None
 
 

@@ -74,25 +74,44 @@ def recorded_input_version(
     None when the upstream asset has neither a materialisation nor an observation.
     """
     if isinstance(context, InputContext):
-        step = context.step_context
-    else:
-        step = context.get_step_execution_context()
+        return version_for(context.step_context, key)
+    return version_for(context.get_step_execution_context(), key)
+
+
+def version_for(step: StepExecutionContext, key: AssetKey) -> str | None:
+    """Return the data version of an upstream asset that a step is given; None if it has none."""
     info = step.maybe_fetch_and_get_input_asset_version_info(key)
     return info.data_version.value if info is not None and info.data_version else None
+
+
+def recorded_partition_versions(
+    context: InputContext, key: AssetKey, partitions: Iterable[str]
+) -> dict[str, str]:
+    """Return the versions of partitions of an input as they were when the running step began.
+
+    Those that had never been materialised are left out.
+    """
+    return _partition_versions(context.step_context, key, list(partitions))
 
 
 def asset_outputs(step: StepExecutionContext) -> dict[AssetKey, str]:
     """Return the assets that a step materialises, with the names of the op's outputs.
 
-    Empty for steps that do something else: ops, observations, checks, parts of a graph, and steps
-    that fill several partitions in one go.
+    Empty for steps that do something else: ops, observations, checks, parts of a graph but the ones
+    that make its assets, and steps that fill several partitions in one go.
     """
     assets = step.assets_def
-    if assets is None or not assets.is_materializable or step.is_op_in_graph:
+    if assets is None or not assets.is_materializable:
         return {}
     if step.has_partition_key_range and not step.has_partition_key:
         return {}
-    return {key: assets.get_output_name_for_asset_key(key) for key in step.get_output_asset_keys()}
+    layer, made = step.job_def.asset_layer, step.get_output_asset_keys()
+    return {
+        key: output.name
+        for output in step.step.step_outputs
+        if (key := layer.get_asset_key_for_node_output(step.node_handle, output.name)) in made
+        and key is not None
+    }
 
 
 def code_version(step: StepExecutionContext, key: AssetKey) -> str | None:
@@ -121,7 +140,8 @@ def partition_of(step: StepExecutionContext, output: str) -> str | None:
 def input_versions(step: StepExecutionContext) -> dict[AssetKey, str | dict[str, str] | None]:
     """Return the data versions of all that the assets of a step depend on, as Dagster records them.
 
-    By partition for partitioned inputs. None for an input that has no version.
+    By partition for partitioned inputs, as they were when the step began. None for an input that
+    has no version.
     """
     layer, outputs = step.job_def.asset_layer, step.get_output_asset_keys()
     parents = {parent for key in outputs for parent in layer.get(key).parent_keys}
@@ -138,11 +158,27 @@ def input_versions(step: StepExecutionContext) -> dict[AssetKey, str | dict[str,
     return versions
 
 
+def recorded_input_versions(
+    context: AssetExecutionContext, key: AssetKey
+) -> str | dict[str, str] | None:
+    """Return what `input_versions` says of one input of the running step."""
+    return input_versions(context.get_step_execution_context())[key]
+
+
 def _partition_versions(
     step: StepExecutionContext, key: AssetKey, partitions: list[str]
 ) -> dict[str, str]:
+    # Dagster's own version of such an input is a digest of all of them, and of a hundred and more
+    # that of the latest event: which one that was is what is exact.
+    info = step.maybe_fetch_and_get_input_asset_version_info(key)
+    if info is None:
+        return {}
     tags = step.instance.event_log_storage.get_latest_tags_by_partition(
-        key, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], partitions
+        key,
+        DagsterEventType.ASSET_MATERIALIZATION,
+        [DATA_VERSION_TAG],
+        partitions,
+        before_cursor=info.storage_id + 1,
     )
     return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items()}
 
@@ -189,6 +225,11 @@ def replay_step(
             yield DagsterEvent.asset_check_evaluation(step, result)
     duration = StepSuccessData(duration_ms=(perf_counter() - begun) * 1000)  # type: ignore[no-untyped-call]
     yield DagsterEvent.step_success_event(step, duration)
+
+
+def outputs_without_value(step: StepExecutionContext) -> list[str]:
+    """Return the names of the outputs of a step by which it only tells others to begin."""
+    return [it.name for it in step.op_def.output_defs if it.dagster_type.is_nothing]
 
 
 def captures_values(step: StepExecutionContext) -> bool:

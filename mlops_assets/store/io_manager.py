@@ -32,13 +32,14 @@ from mlops_assets.dagster_internals.steps import (
     is_in_step,
     record_data_version,
     recorded_input_version,
+    recorded_partition_versions,
     run_step,
 )
 from mlops_assets.errors import StoreError, UserError
 from mlops_assets.failures import explained
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.memo import Memo, Outside
-from mlops_assets.store.reuse import StepComputation, latest_materialization
+from mlops_assets.store.reuse import StepComputation, latest_materialization, nothing_to_do
 
 if TYPE_CHECKING:
     from dagster._core.execution.context.system import StepExecutionContext
@@ -74,15 +75,15 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
     def launch_step(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
         """Tell what a step would compute if it is known, else run it."""
         computation = StepComputation.of(step_context, self.outside)
-        if computation is None:
-            yield from run_step(step_context)
-            return
         events = None
         try:
-            events = computation.reused()
+            events = self._reused(step_context, computation)
         except (UserError, OSError) as error:  # the step comes to it again, and explains it
             step_context.log.warning(f"cannot tell whether this was computed before: {error}")
-        yield from self._telling(computation, computation.run() if events is None else events)
+        if computation is None:
+            yield from run_step(step_context) if events is None else events
+        else:
+            yield from self._telling(computation, computation.run() if events is None else events)
 
     def reused(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent] | None:
         """Return the events of a step as if it had run, for executors; None if it has to run.
@@ -93,8 +94,13 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
             What it depends on cannot be looked up.
         """
         computation = StepComputation.of(step_context, self.outside)
-        events = computation.reused() if computation is not None else None
-        return self._telling(computation, events) if computation and events else None
+        events = self._reused(step_context, computation)
+        return self._telling(computation, events) if computation and events else events
+
+    def _reused(
+        self, step: StepExecutionContext, computation: StepComputation | None
+    ) -> Iterator[DagsterEvent] | None:
+        return computation.reused() if computation else nothing_to_do(step, self.outside)
 
     def _telling(
         self, computation: StepComputation, events: Iterator[DagsterEvent]
@@ -142,12 +148,21 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         )
 
     def load_input(self, context: InputContext) -> Any:
-        """Read the version that this step's input was recorded with; by hand, the latest one."""
+        """Read the version that this step's input was recorded with; by hand, the latest one.
+
+        Of several partitions, a dict by partition.
+        """
         key = _asset_key(context)
         form = (context.definition_metadata or {}).get(LOAD_AS)
+        values = {}
         with explained() if is_in_step(context) else nullcontext():
-            artifact = self._find(context, key)
-            return artifact if form == "artifact" else self.artifacts.read(artifact, form)
+            for partition, version in _versions(context, key).items():
+                artifact = self._find(key, partition, version)
+                is_reference = form == "artifact"
+                values[partition] = (
+                    artifact if is_reference else self.artifacts.read(artifact, form)
+                )
+        return next(iter(values.values())) if len(values) == 1 else values
 
     def _write(self, key: AssetKey, value: object, partition: str | None) -> Artifact:
         try:
@@ -155,16 +170,11 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         except StoreError as error:
             raise StoreError(f"{key.to_user_string()} cannot be stored: {error}") from error
 
-    def _find(self, context: InputContext, key: AssetKey) -> Artifact:
-        partition = context.asset_partition_key if context.has_asset_partitions else None
-        if is_in_step(context) and partition is None:
-            version = recorded_input_version(context, key)
-        else:
-            version = _latest_version(context, key, partition)
+    def _find(self, key: AssetKey, partition: str | None, version: str | None) -> Artifact:
         if version is None:
+            name = key.to_user_string() + (f" of {partition}" if partition else "")
             raise StoreError(
-                f"{key.to_user_string()} has never been materialised in this Dagster instance; "
-                "materialise it first"
+                f"{name} has never been materialised in this Dagster instance; materialise it first"
             )
         return self.artifacts.find(key.path, version, partition)
 
@@ -192,6 +202,17 @@ def _asset_key(context: InputContext | OutputContext) -> AssetKey:
             allow_retries=False,
         )
     return context.asset_key
+
+
+def _versions(context: InputContext, key: AssetKey) -> Mapping[str | None, str | None]:
+    """Return the version to load by partition; the key is None for an unpartitioned input."""
+    partitions = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
+    if not is_in_step(context):
+        return {partition: _latest_version(context, key, partition) for partition in partitions}
+    if not context.has_asset_partitions:
+        return {None: recorded_input_version(context, key)}
+    recorded = recorded_partition_versions(context, key, context.asset_partition_keys)
+    return {partition: recorded.get(partition) for partition in context.asset_partition_keys}
 
 
 def _latest_version(context: InputContext, key: AssetKey, partition: str | None) -> str | None:

@@ -6,6 +6,7 @@
     .<kind>/…/<name>.json
     .memo/<fingerprint>.json
     .events/<asset key…>[/<partition>]/<fingerprint>.json
+    .trials/<pipeline>/<version of its training set>/<study>/<number>.json
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _OBJECT = re.compile(rf"({_FOLDER}/)+(?P<version>{_VERSION.pattern})\.(?P<extens
 _RECORD = re.compile(rf"\.[a-z]+(/{_FOLDER})+\.json")
 _COMPUTATION = re.compile(
     r"\.(?P<kind>memo|events)/(?:(?P<folder>.+)/)?(?P<fingerprint>[0-9a-f]{64})\.json"
+)
+_TRIAL = re.compile(
+    rf"\.trials/(?P<pipeline>{_FOLDER})/(?P<version>{_VERSION.pattern})/{_FOLDER}/[0-9]+\.json"
 )
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
@@ -75,6 +79,17 @@ def parse_computation_path(path: str) -> tuple[str, str, str] | None:
     """
     match = _COMPUTATION.fullmatch(path)
     return (match["kind"], match["folder"] or "", match["fingerprint"]) if match else None
+
+
+def trial_path(pipeline: str, train_version: str, study: str, number: int) -> str:
+    """Path of what a trial of a search for parameters has found."""
+    return f".trials/{pipeline}/{train_version}/{study}/{number:04d}.json"
+
+
+def parse_trial_path(path: str) -> tuple[str, str] | None:
+    """(pipeline, version of its training set) of a trial; None for the path of anything else."""
+    match = _TRIAL.fullmatch(path)
+    return (match["pipeline"], match["version"]) if match else None
 
 
 def record_path(path: str) -> str:

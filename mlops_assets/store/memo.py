@@ -11,6 +11,7 @@ Whether a step is a computation that can be reused, and how Dagster is told, is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -205,6 +206,17 @@ class Memo:
         ]
         return max(found)[1].rpartition("/")[2].removesuffix(".json") if found else None
 
+    def held(self, asset: str) -> set[str]:
+        """Return the versions of an unpartitioned asset that instances hold as the latest."""
+        path = f"{folder_of(asset.split('/'))}.json"
+        versions = set()
+        for latest, _ in self._store.records(".latest"):
+            if latest.split("/", 2)[2] == path:
+                with suppress(StoreError, KeyError):  # damaged: nobody's latest
+                    record = self._store.get_record(latest) or {}
+                    versions.add(str(record["version"]))
+        return versions
+
     def set_latest(
         self,
         instance: str,
@@ -251,8 +263,20 @@ def differences(before: Computed | None, now: Computation | Computed) -> list[st
     ]
     if before.config_digest != now.config_digest:
         reasons.append("configuration changed")
-    reasons += [f"input content changed: {name}" for name in _changed(before.inputs, now.inputs)]
+    reasons += [
+        f"input content changed: {name}" for name in _by_asset(_changed(before.inputs, now.inputs))
+    ]
     return reasons
+
+
+def _by_asset(inputs: Sequence[str]) -> list[str]:
+    """Name one partition of an asset as it is, and of several only their number."""
+    counts = Counter(name.partition("[")[0] for name in inputs)
+    return [
+        f"{asset} ({count} partitions)" if count > 1 else name
+        for asset, count in counts.items()
+        for name in [next(name for name in inputs if name.partition("[")[0] == asset)]
+    ]
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ Kept are, each with everything that it was made from:
 - what runs in progress may load, as far as the caller knows of them (see `running`),
 - the newest versions of each asset or partition, and everything written recently.
 
+The trials of a search for parameters stay as long as the training set that they are about.
+
 Of the computations that gave equal content, the one closest to the content is kept; the others are
 forgotten, unless they are recent or somebody's latest.
 
@@ -45,6 +47,7 @@ from mlops_assets.store.layout import (
     object_path,
     parse_computation_path,
     parse_object_path,
+    parse_trial_path,
 )
 from mlops_assets.store.memo import Computed, Memo
 from mlops_assets.store.objects import ObjectInfo
@@ -160,6 +163,7 @@ class _Listing:
         self.objects: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)  # by folder and version
         self.memos: dict[str, datetime] = {}  # by fingerprint
         self.events: dict[str, dict[str, datetime]] = defaultdict(dict)  # by folder and fingerprint
+        self.trials: dict[str, datetime] = {}  # by path
         for info in contents:
             artifact = parse_object_path(info.path)
             match parse_computation_path(info.path):
@@ -170,6 +174,8 @@ class _Listing:
                 case None if artifact and artifact[1] in CODECS:
                     folder = info.path.rpartition("/")[0]
                     self.objects[folder][artifact[0]] = info
+                case None if parse_trial_path(info.path):
+                    self.trials[info.path] = info.modified
 
     def has(self, version: Version) -> bool:
         return version.version in self.objects.get(version.folder, {})
@@ -193,6 +199,11 @@ class _Listing:
             for folder, infos in self.objects.items()
             for version, info in infos.items()
             if info.modified >= moment
+        }
+        versions |= {
+            _training_set(path): f"searched for parameters with it: {reason}"
+            for path, modified in self.trials.items()
+            if modified >= moment
         }
         computations = {
             fingerprint: reason
@@ -220,6 +231,7 @@ class _Listing:
             for folder, fingerprints in self.events.items()
             for fingerprint in fingerprints
         )
+        yield iter(self.trials)
         yield (info.path for infos in self.objects.values() for info in infos.values())
 
 
@@ -246,6 +258,8 @@ class _Needed:
         self._makers: dict[Version, str] = {}
 
     def keeps(self, path: str) -> bool:
+        if parse_trial_path(path):
+            return _training_set(path) in self.versions
         folder, _, name = path.rpartition("/")
         name = name.partition(".")[0]
         return name in self.computations or Version(folder, name) in self.versions
@@ -333,6 +347,12 @@ class _Needed:
             computed = self._memo.get(fingerprint)
             self._made[fingerprint] = _made(computed) if computed else None
         return self._made[fingerprint]
+
+
+def _training_set(path: str) -> Version:
+    """Return what a trial is about."""
+    pipeline, version = parse_trial_path(path) or ("", "")
+    return Version(f"{pipeline}/train", version)
 
 
 def _made(computed: Computed) -> _Made | None:

@@ -36,6 +36,7 @@ from mlops_assets.dagster_internals.steps import (
     instance_id,
     observed,
     op_config,
+    outputs_without_value,
     partition_of,
     replay_step,
     run_step,
@@ -57,8 +58,14 @@ RECOMPUTE = "mlops/recompute"
 MEMOIZED = "memoized"
 """Metadata of a materialisation that is a reuse."""
 
+PRODUCED_BY = "produced_by_run"
+"""Metadata of a materialisation or check that is a reuse: the run that computed it."""
+
 COMMAND = "mlops/command"
 """Run tag of runs that `mlops` started: nobody asks their results for values."""
+
+IsKnown = Callable[["StepExecutionContext", Outside], bool]
+"""Says whether what an op is to find was found before."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -92,6 +99,39 @@ def defined_by(definition: Definition) -> Callable[[_Function], _Function]:
     return decorate
 
 
+def known_by(is_known: IsKnown) -> Callable[[_Function], _Function]:
+    """Decorate the function of an op that makes no asset with what tells that it need not run.
+
+    For the parts of a graph: they keep what they find by themselves, and say whether it is there.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        cast(Any, function).is_known = is_known
+        return function
+
+    return decorate
+
+
+def nothing_to_do(step: StepExecutionContext, outside: Outside) -> Iterator[DagsterEvent] | None:
+    """Return the events of a step that need not run; None if it has to, or makes an asset."""
+    is_known: IsKnown | None = getattr(decorated_function(step), "is_known", None)
+    if is_known is None or not is_known(step, outside):
+        return None
+    step.log.info(f"reused: {step.node_handle.name} was finished before")
+    return replay_step(step, [Output(None, name) for name in outputs_without_value(step)], {})
+
+
+def forced(step: StepExecutionContext, assets: Iterable[AssetKey]) -> str | None:
+    """Return why a step for these assets runs whatever is known; None if it need not."""
+    names = {name.strip() for name in step.dagster_run.tags.get(REFRESH, "").split(",")}
+    if "true" in names or any(key.to_user_string() in names for key in assets):
+        return "a refresh was asked for"
+    layer = step.job_def.asset_layer
+    if any(layer.get(key).metadata.get(RECOMPUTE) is True for key in assets):
+        return "it is computed by every run"
+    return None
+
+
 @dataclass
 class StepComputation:
     """A step, as the computation of one or more assets."""
@@ -111,7 +151,10 @@ class StepComputation:
         outputs = asset_outputs(step)
         if not outputs or any(not code_version(step, key) for key in outputs):
             return None
-        return cls(step, outside, outputs, getattr(decorated_function(step), "defined_by", None))
+        definition = getattr(decorated_function(step), "defined_by", None)
+        if step.is_op_in_graph and definition is None:  # the ops before it may decide its result
+            return None
+        return cls(step, outside, outputs, definition)
 
     # --- looking up -----------------------------------------------------------------------------
 
@@ -140,15 +183,9 @@ class StepComputation:
 
     def _must_run(self) -> str | None:
         """Return why nothing is looked up: because somebody said so."""
-        tag = self.step.dagster_run.tags.get(REFRESH, "")
-        names = {name.strip() for name in tag.split(",")}
-        if "true" in names or any(key.to_user_string() in names for key in self.outputs):
-            return "a refresh was asked for"
-        layer = self.step.job_def.asset_layer
-        always = self.definition is not None and self.definition.recompute
-        if always or any(layer.get(key).metadata.get(RECOMPUTE) is True for key in self.outputs):
+        if self.definition is not None and self.definition.recompute:
             return "it is computed by every run"
-        return None
+        return forced(self.step, self.outputs)
 
     def _look(self) -> Mapping[str, Seen]:
         if self.definition is None:
@@ -194,7 +231,7 @@ class StepComputation:
             raise StoreError(f"what Dagster was told of {computed.asset} is lost")
         about: dict[str, Any] = {
             MEMOIZED: True,
-            "produced_by_run": MetadataValue.dagster_run(computed.run_id),
+            PRODUCED_BY: MetadataValue.dagster_run(computed.run_id),
             "saved_seconds": computed.seconds,
         }
         if computed.artifact is not None:

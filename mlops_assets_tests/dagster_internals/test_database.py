@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterInstance, asset, materialize
+from dagster import (
+    AssetKey,
+    DagsterInstance,
+    DailyPartitionsDefinition,
+    DataVersion,
+    Output,
+    asset,
+    materialize,
+)
 
 from mlops_assets.automation.staleness import recorded_in as recorded_by_dagster
 from mlops_assets.dagster_internals.database import recorded_in
@@ -47,6 +55,31 @@ def test_the_tables_say_the_same_as_dagster(home: Path, instance: DagsterInstanc
     assert recorded["down"].code_version == "2"
     assert recorded["down"].inputs == {"up": recorded["up"].version}
     assert len(recorded["up"].fingerprint or "") == 64
+
+
+def test_the_days_of_an_asset_are_told_with_their_latest_version(
+    home: Path, instance: DagsterInstance
+) -> None:
+    days = DailyPartitionsDefinition("2026-01-01")
+    content = ["one"]
+
+    @asset(partitions_def=days, code_version="1")
+    def daily() -> Output[None]:
+        return Output(None, data_version=DataVersion(content[-1]))
+
+    for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
+        assert materialize([daily], instance=instance, partition_key=day).success
+    content.append("two")
+    assert materialize([daily], instance=instance, partition_key="2026-01-03").success
+    recorded = recorded_in(home, ASSETS, {"daily": "2026-01-02", "never": ""})
+    keys = [AssetKey(name) for name in ASSETS]
+
+    assert recorded == recorded_by_dagster(instance, keys, {"daily": "2026-01-02", "never": ""})
+    assert recorded is not None
+    assert {name: one.version for name, one in recorded.items() if "[" in name} == {
+        "daily[2026-01-02]": "one",
+        "daily[2026-01-03]": "two",
+    }
 
 
 def test_wiped_assets_are_not_recorded(home: Path, instance: DagsterInstance) -> None:

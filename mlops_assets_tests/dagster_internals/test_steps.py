@@ -1,14 +1,20 @@
 """Each use of Dagster that is not public: these fail loudly when a new version moves one."""
 
+import pytest
 from dagster import (
+    AllPartitionMapping,
+    AssetDep,
     AssetExecutionContext,
     AssetKey,
+    AssetMaterialization,
     AssetObservation,
     AssetSpec,
     DagsterInstance,
+    DailyPartitionsDefinition,
     DataVersion,
     InputContext,
     IOManager,
+    Output,
     OutputContext,
     asset,
     build_input_context,
@@ -21,6 +27,7 @@ from mlops_assets.dagster_internals.steps import (
     observe_input,
     record_data_version,
     recorded_input_version,
+    recorded_input_versions,
 )
 
 UP = AssetKey("up")
@@ -87,3 +94,35 @@ def test_a_step_can_observe_its_source_and_is_recorded_with_what_it_saw() -> Non
 
 def test_an_input_loaded_by_hand_is_told_from_one_of_a_step() -> None:
     assert not is_in_step(build_input_context(asset_key=UP))
+
+
+@pytest.mark.parametrize("count", [3, 120])
+def test_the_versions_of_a_daily_input_are_those_of_when_the_step_began(count: int) -> None:
+    days = DailyPartitionsDefinition("2025-01-01")
+    keys = days.get_partition_keys()[:count]
+    seen: list[object] = []
+
+    @asset(partitions_def=days)
+    def daily() -> Output[None]:
+        return Output(None, data_version=DataVersion("first"))
+
+    @asset(deps=[AssetDep(daily, partition_mapping=AllPartitionMapping())])
+    def total(context: AssetExecutionContext) -> None:
+        key = AssetKey("daily")
+        for version in ("meanwhile", "later"):
+            seen.append(recorded_input_versions(context, key))
+            context.instance.report_runless_asset_event(
+                AssetMaterialization(key, partition=keys[0], tags={"dagster/data_version": version})
+            )
+
+    with DagsterInstance.ephemeral() as instance:
+        for day in keys:
+            instance.report_runless_asset_event(
+                AssetMaterialization(
+                    "daily", partition=day, tags={"dagster/data_version": f"of {day}"}
+                )
+            )
+        assert materialize([daily, total], instance=instance, selection=[total]).success
+
+    first = {day: f"of {day}" for day in keys}
+    assert seen == [first, first]

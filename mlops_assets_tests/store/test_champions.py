@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlops_assets.store import (
     ArtifactStore,
@@ -12,18 +16,42 @@ from mlops_assets.store import (
     ChampionChangedError,
     Champions,
     CorruptArtifactError,
+    MissingArtifactError,
 )
+from mlops_assets.store.champions import passed_over, standings
 
 
-def promote(champions: Champions, version: str, expected: Champion | None) -> Champion:
+def promote(
+    champions: Champions,
+    version: str,
+    expected: Champion | None,
+    *,
+    by_hand: bool = False,
+    restores: int | None = None,
+    over: tuple[str, ...] = (),
+) -> Champion:
     return champions.promote(
         version,
         expected=expected,
         metrics={"roc_auc": 0.84},
         reason="better",
-        run_id="run",
+        run_id=None if by_hand or restores else "run",
         at="2024-01-31T00:00:00+00:00",
+        restores=restores,
+        passed_over=over,
     )
+
+
+def roll_back(champions: Champions) -> str | None:
+    """Go back as `mlops rollback` does; None when there is nothing to go back to."""
+    current = champions.current()
+    assert current is not None
+    target = champions.before(current)
+    if target is None:
+        return None
+    over = (current.version,)
+    promote(champions, target.version, current, restores=target.number, over=over)
+    return target.version
 
 
 def test_the_latest_promotion_is_the_champion(store: ArtifactStore) -> None:
@@ -73,3 +101,117 @@ def test_a_record_of_another_shape_is_named(local: ArtifactStore) -> None:
     local.put_record(".champions/churn/00000001.json", {"version": "a"})
     with pytest.raises(CorruptArtifactError, match=r"\.champions/churn/00000001\.json"):
         Champions(local, "churn").current()
+
+
+def test_each_rollback_goes_further_back_and_never_forth(local: ArtifactStore) -> None:
+    champions = Champions(local, "churn")
+    for version in "abc":
+        promote(champions, version, champions.current())
+
+    assert [roll_back(champions) for _ in range(3)] == ["b", "a", None]
+    promote(champions, "d", champions.current())
+    promote(champions, "b", champions.current(), by_hand=True)
+    assert [roll_back(champions) for _ in range(3)] == ["d", "a", None]
+    assert [one.by for one in champions.history()] == [
+        *["run"] * 3, *["rollback"] * 2, "run", "hand", *["rollback"] * 2,
+    ]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "rollback"]), max_size=25))
+def test_promotions_and_rollbacks_behave_like_a_pile(actions: list[str]) -> None:
+    champions = Champions(ArtifactStore(f"memory://{uuid4()}"), "churn")
+    pile: list[str] = []
+    for action in actions:
+        if action != "rollback":
+            if pile[-1:] != [action]:
+                promote(champions, action, champions.current())
+                pile.append(action)
+        elif len(pile) > 1:
+            pile.pop()
+            assert roll_back(champions) == pile[-1]
+        elif pile:
+            assert roll_back(champions) is None
+        current = champions.current()
+        assert (current.version if current else None) == (pile[-1] if pile else None)
+
+
+def test_a_model_that_was_passed_over_by_hand_stays_so_until_a_hand_promotes_it(
+    local: ArtifactStore,
+) -> None:
+    champions = Champions(local, "churn")
+    for version in "abc":
+        promote(champions, version, champions.current())
+    roll_back(champions)
+    assert set(passed_over(champions.history())) == {"c"}
+    roll_back(champions)
+    assert set(passed_over(champions.history())) == {"b", "c"}
+    promote(champions, "d", champions.current())
+    assert set(passed_over(champions.history())) == {"b", "c"}
+    promote(champions, "c", champions.current(), by_hand=True, over=("d", "e"))
+    found = passed_over(champions.history())
+    assert {version: one.number for version, one in found.items()} == {"b": 5, "d": 7, "e": 7}
+
+
+def test_the_log_tells_what_became_of_every_champion(local: ArtifactStore) -> None:
+    champions = Champions(local, "churn")
+    for version in "abc":
+        promote(champions, version, champions.current())
+    roll_back(champions)
+
+    assert {
+        version: (status, by.number)
+        for version, (status, by) in standings(champions.history()).items()
+    } == {"a": ("promoted", 1), "b": ("promoted", 4), "c": ("rolled back", 4)}
+
+
+def test_a_log_that_an_earlier_version_wrote_is_read_and_gone_on_with(
+    local: ArtifactStore,
+) -> None:
+    old = {
+        "version": "a",
+        "metrics": {"roc_auc": 0.8},
+        "reason": "the first champion",
+        "run_id": "run",
+        "at": "2024-01-31T00:00:00+00:00",
+    }
+    for number in (1, 2):
+        path = f".champions/churn/{number:08d}.json"
+        local.put_record(path, {**old, "number": number, "version": "ab"[number - 1]})
+    champions = Champions(local, "churn")
+
+    assert [one.by for one in champions.history()] == ["run", "run"]
+    assert passed_over(champions.history()) == {}
+    assert roll_back(champions) == "a"
+
+
+def test_a_record_of_a_later_version_is_read_as_far_as_it_is_known(local: ArtifactStore) -> None:
+    champions = Champions(local, "churn")
+    promote(champions, "a", None, over=("b",))
+    path = ".champions/churn/00000001.json"
+    local.put_record(path, {**(local.get_record(path) or {}), "approved_by": "somebody"})
+
+    assert champions.current() == champions.history()[0]
+    assert champions.history()[0].passed_over == ("b",)
+
+
+@pytest.mark.parametrize("damage", [{"number": "two"}, {"version": 5}, {"passed_over": 7}])
+def test_a_record_with_a_value_of_another_type_is_named(
+    local: ArtifactStore, damage: dict[str, Any]
+) -> None:
+    champions = Champions(local, "churn")
+    promote(champions, "a", None)
+    path = ".champions/churn/00000001.json"
+    local.put_record(path, {**(local.get_record(path) or {}), **damage})
+
+    with pytest.raises(CorruptArtifactError, match=r"\.champions/churn/00000001\.json"):
+        champions.current()
+
+
+def test_a_gap_in_the_log_is_named_when_a_rollback_comes_to_it(local: ArtifactStore) -> None:
+    champions = Champions(local, "churn")
+    for version in "abc":
+        promote(champions, version, champions.current())
+    local.discard([".champions/churn/00000002.json"])
+
+    with pytest.raises(MissingArtifactError, match=r"00000002\.json is missing"):
+        roll_back(champions)

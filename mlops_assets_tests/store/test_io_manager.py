@@ -13,11 +13,15 @@ from dagster import (
     AssetIn,
     AssetKey,
     AssetsDefinition,
+    AssetSpec,
+    ConfigurableIOManager,
     DagsterInstance,
     DailyPartitionsDefinition,
     Definitions,
     ExecuteInProcessResult,
+    InputContext,
     Output,
+    OutputContext,
     RetryPolicy,
     asset,
     materialize,
@@ -154,6 +158,72 @@ def test_partitions_are_kept_and_read_apart(io_manager: StoreIOManager, tmp_path
     assert result.output_for_node("copy_of") == {"day": "2024-01-02"}
     folders = {path.name for path in (tmp_path / "store" / "daily").iterdir()}
     assert folders == {"2024-01-01", "2024-01-02"}
+
+
+def test_a_step_loads_the_version_of_a_partition_that_it_was_recorded_with(
+    io_manager: StoreIOManager,
+) -> None:
+    days = DailyPartitionsDefinition("2024-01-01", end_date="2024-01-04")
+    content = {"now": "first"}
+
+    @asset(partitions_def=days)
+    def daily() -> dict[str, str]:
+        return dict(content)
+
+    def make(text: str, day: str = "2024-01-02") -> None:
+        content["now"] = text
+        assert run(io_manager, daily, instance=instance, partition_key=day).success
+
+    class MeanwhileMadeAgain(ConfigurableIOManager):
+        def load_input(self, context: InputContext) -> str:
+            make("second")
+            make("of another day", "2024-01-03")
+            return "made again"
+
+        def handle_output(self, context: OutputContext, obj: object) -> None: ...
+
+    @asset(
+        ins={"before": AssetIn("trigger", input_manager_key="trigger"), "daily": AssetIn("daily")},
+        partitions_def=days,
+    )
+    def copy_of(before: str, daily: dict[str, str]) -> dict[str, str]:
+        return daily
+
+    with DagsterInstance.ephemeral() as instance:
+        make("first")
+        result = materialize(
+            [AssetSpec("trigger", partitions_def=days), daily, copy_of],
+            selection=[copy_of],
+            instance=instance,
+            partition_key="2024-01-02",
+            resources={"io_manager": io_manager, "trigger": MeanwhileMadeAgain()},
+        )
+    assert result.output_for_node("copy_of") == {"now": "first"}
+
+
+def test_several_partitions_come_by_name_and_a_missing_one_is_named(
+    io_manager: StoreIOManager,
+) -> None:
+    days = DailyPartitionsDefinition("2024-01-01", end_date="2024-01-03")
+
+    @asset(partitions_def=days)
+    def daily(context: AssetExecutionContext) -> str:
+        return context.partition_key
+
+    @asset
+    def both(daily: dict[str, str]) -> list[str]:
+        return [f"{day}: {text}" for day, text in sorted(daily.items())]
+
+    with DagsterInstance.ephemeral() as instance:
+        run(io_manager, daily, instance=instance, partition_key="2024-01-01")
+        result = run(io_manager, daily, both, instance=instance, selection=[both])
+        assert "daily of 2024-01-02 has never been materialised" in failure(result)
+        run(io_manager, daily, instance=instance, partition_key="2024-01-02")
+        result = run(io_manager, daily, both, instance=instance, selection=[both])
+        assert result.output_for_node("both") == [
+            "2024-01-01: 2024-01-01",
+            "2024-01-02: 2024-01-02",
+        ]
 
 
 def test_a_kind_of_value_that_is_never_stored_fails_once_and_leaves_nothing(
