@@ -15,7 +15,7 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
@@ -23,7 +23,7 @@ from shutil import which
 from tempfile import TemporaryDirectory
 from time import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec
 from urllib.parse import urlsplit, urlunsplit
 
 from dagster import BetaWarning, ConfigurableResource, DagsterExecutionInterruptedError
@@ -42,6 +42,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 MODEL_VERSION = "mlops.model_version"
 PIPELINE = "mlops.pipeline"
+STUDY = "mlops.study"
+TRIAL = "mlops.trial"
+PARENT = "mlflow.parentRunId"
 DAGSTER_RUN = "dagster_run_id"
 """The tag that dagster-mlflow writes, too."""
 
@@ -50,6 +53,12 @@ REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_
 
 LONGEST_PARAM = 6000
 """Characters of a parameter's value that MLflow accepts."""
+
+LONGEST_TAG = 5000
+"""Characters of a tag's value that every MLflow server accepts."""
+
+STATUS, REASON, DECIDED_AT = "mlops.status", "mlops.reason", "mlops.decided_at"
+"""Tags of a registry entry: promoted, refused or rolled back; why; and when (ISO 8601)."""
 
 
 def _never_fatal(
@@ -67,6 +76,33 @@ def _never_fatal(
             run.give_up(error)
 
     return attempt
+
+
+class TrialRun(NamedTuple):
+    """What is recorded of a trial of a search for parameters."""
+
+    number: int
+    params: Mapping[str, Any]
+    metric: str
+    folds: Sequence[float]
+    value: float | None
+    """Of all folds."""
+    state: str
+    """complete, pruned or failed"""
+    message: str
+    begun: int
+    """Milliseconds since 1970."""
+    ended: int
+
+
+class Verdicts(NamedTuple):
+    """What was decided about the models of a pipeline, by version of the model."""
+
+    aliases: Mapping[Literal["champion", "challenger"], str]
+    """The models that they belong to. An alias that is left out stays, but `challenger` leaves a
+    model that is the champion now."""
+    tags: Mapping[str, Mapping[str, str]]
+    """`STATUS`, `REASON` and `DECIDED_AT` by version."""
 
 
 class ModelRun:
@@ -122,6 +158,41 @@ class ModelRun:
         self.run_id = found[0].info.run_id if found else None
 
     @_never_fatal
+    def find_study(self, study: str) -> None:
+        """Continue the newest run of a search for parameters, if there is one."""
+        found = self._search(f"tags.`{STUDY}` = '{study}'")
+        self.run_id = found[0].info.run_id if found else None
+
+    @_never_fatal
+    def log_trials(self, trials: Sequence[TrialRun], tags: Mapping[str, str]) -> None:
+        """Record trials as runs below this one, those that are not there yet."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        known = {
+            run.data.tags.get(TRIAL): run
+            for run in self._search(f"tags.`{PARENT}` = '{self.run_id}'")
+        }
+        for trial in trials:
+            run = known.get(str(trial.number)) or self._client.create_run(
+                self._experiment,
+                start_time=trial.begun,
+                tags={**tags, PARENT: self.run_id, TRIAL: str(trial.number)},
+                run_name=f"trial-{trial.number:03d}",
+            )
+            if run.info.status != "RUNNING":
+                continue
+            metrics = [(trial.metric, value, i) for i, value in enumerate(trial.folds)]
+            metrics += [(f"mean_{trial.metric}", trial.value, 0)] if trial.value is not None else []
+            self._client.log_batch(
+                run.info.run_id,
+                metrics=[Metric(name, it, trial.ended, step) for name, it, step in metrics],
+                params=[Param(name, str(it)[:LONGEST_PARAM]) for name, it in trial.params.items()],
+                tags=[RunTag("mlops.state", trial.state), RunTag("mlops.message", trial.message)],
+            )
+            status = "FAILED" if trial.state == "failed" else "FINISHED"
+            self._client.set_terminated(run.info.run_id, status, trial.ended)
+
+    @_never_fatal
     def close_leftovers(self, pipeline: str, dagster_run_id: str) -> None:
         """Close what a killed attempt of the same Dagster run left open."""
         leftovers = self._search(
@@ -161,8 +232,8 @@ class ModelRun:
             self._client.log_text(self.run_id, text, name)
 
     @_never_fatal
-    def register(self, model: Artifact, url: str, alias: Literal["champion", "challenger"]) -> None:
-        """Make the model an entry of the registry, named like its pipeline, with the alias."""
+    def register(self, model: Artifact, url: str) -> None:
+        """Make the model an entry of the registry, named like its pipeline, if it is none yet."""
         from mlflow.exceptions import MlflowException
 
         name = model.key[0]
@@ -171,18 +242,68 @@ class ModelRun:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        entries = self._client.search_model_versions(f"name = '{name}'")
-        entry = next((e for e in entries if e.tags.get(MODEL_VERSION) == model.version), None)
-        if entry is None:
-            pointer = {"url": url, "sha256": model.version}
-            self._client.log_dict(self.run_id, pointer, "model/model.json")
-            entry = self._client.create_model_version(
-                name,
-                source=f"runs:/{self.run_id}/model",
-                run_id=self.run_id,
-                tags={MODEL_VERSION: model.version, "mlops.url": url},
-            )
-        self._client.set_registered_model_alias(name, alias, entry.version)
+        if model.version in self._entries(name):
+            return
+        run_id = self._run_of(model)
+        pointer = {"url": url, "sha256": model.version}
+        self._client.log_dict(run_id, pointer, "model/model.json")
+        self._client.create_model_version(
+            name,
+            source=f"runs:/{run_id}/model",
+            run_id=run_id,
+            tags={MODEL_VERSION: model.version, "mlops.url": url},
+        )
+
+    @_never_fatal
+    def follow(self, pipeline: str, look: Callable[[], Verdicts]) -> None:
+        """Let the registry's aliases and tags say what was decided about a pipeline's models.
+
+        Where another process decides meanwhile, the last look is what counts: `look` is asked again
+        after the aliases were set.
+        """
+        verdicts = look()
+        while True:
+            self._tell(pipeline, verdicts)
+            before, verdicts = verdicts, look()
+            if verdicts == before:
+                return
+
+    def _tell(self, pipeline: str, verdicts: Verdicts) -> None:
+        client, entries = self._client, self._entries(pipeline)
+        for version, tags in verdicts.tags.items():
+            entry = entries.get(version)
+            if entry is not None and entry.tags.get(DECIDED_AT, "") <= tags[DECIDED_AT]:
+                for name, value in tags.items():
+                    if entry.tags.get(name) != (value := value[:LONGEST_TAG]):
+                        client.set_model_version_tag(pipeline, entry.version, name, value)
+        for alias, version in verdicts.aliases.items():
+            if version in entries:
+                client.set_registered_model_alias(pipeline, alias, entries[version].version)
+        if "challenger" not in verdicts.aliases:
+            pointed = client.get_registered_model(pipeline).aliases
+            if pointed.get("challenger") == pointed.get("champion") is not None:
+                client.delete_registered_model_alias(pipeline, "challenger")
+
+    def _entries(self, pipeline: str) -> dict[str, Any]:
+        """Return the entries of the registry by version of the model; of two, the older one."""
+        found = self._client.search_model_versions(f"name = '{pipeline}'")
+        newest_first = sorted(found, key=lambda entry: int(entry.version), reverse=True)
+        return {
+            entry.tags[MODEL_VERSION]: entry
+            for entry in newest_first
+            if MODEL_VERSION in entry.tags
+        }
+
+    def _run_of(self, model: Artifact) -> str:
+        """Return the newest run of a model; for one that this server does not know, a new one."""
+        found = self._search(f"tags.`{MODEL_VERSION}` = '{model.version}'")
+        if found:
+            return str(found[0].info.run_id)
+        tags = {PIPELINE: model.key[0], MODEL_VERSION: model.version}
+        name = f"{model.key[0]}-{model.version[:8]}"
+        run = self._client.create_run(self._experiment, tags=tags, run_name=name)
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+        return str(run.info.run_id)
 
     @_never_fatal
     def close(self, status: Status) -> None:
@@ -253,17 +374,30 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
         with _closing(run):
             yield run
 
+    @contextmanager
+    def searching(self, log: logging.Logger, pipeline: str, study: str) -> Iterator[ModelRun]:
+        """Continue the run of a search for parameters, or open it."""
+        run = self._connect(log, pipeline)
+        run.find_study(study)
+        if run.run_id is None:
+            self._create(run, pipeline, {STUDY: study}, name=study)
+        with _closing(run):
+            yield run
+
     def _connect(self, log: logging.Logger, pipeline: str) -> ModelRun:
         run = ModelRun(log, self.mlflow_tracking_uri)
         run.connect({**self.model_dump(), "experiment_name": self.experiment_name or pipeline})
         return run
 
     def _create(self, run: ModelRun, pipeline: str, tags: dict[str, str], name: str) -> None:
+        run.create(f"{pipeline}-{name[:8]}", {**self.tags(pipeline), **tags})
+
+    def tags(self, pipeline: str) -> dict[str, str]:
+        """Return the tags of every run of a pipeline."""
         from_environment = {
             variable: os.environ[variable] for variable in self.env_to_tag if variable in os.environ
         }
-        all_tags = {PIPELINE: pipeline, **from_environment, **self.extra_tags, **git_tags(), **tags}
-        run.create(f"{pipeline}-{name[:8]}", all_tags)
+        return {PIPELINE: pipeline, **from_environment, **self.extra_tags, **git_tags()}
 
 
 @cache

@@ -133,6 +133,22 @@ def customers(project: Project) -> Project:
     return project
 
 
+@pytest.fixture(scope="session")
+def trained_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `train_once` keeps what it has trained."""
+    return tmp_path_factory.mktemp("trained") / "store"
+
+
+def train_once(customers: Project, trained_store: Path) -> None:
+    """Train the pipeline `CUSTOMERS` in this test's instance, by reuse but for the first time."""
+    store = customers.folder / "store"
+    if trained_store.exists():
+        shutil.copytree(trained_store, store)
+    assert customers.train("customers").success
+    if not trained_store.exists():
+        shutil.copytree(store, trained_store)
+
+
 def write_customers(path: Path, rows: int = 120, noise: int = 7) -> None:
     """Write customers who leave when they are young, but for every `noise`-th one."""
     lines = ["age,plan,left"]

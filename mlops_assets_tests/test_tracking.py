@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlops_assets.definitions import build_defs
-from mlops_assets.tracking import MODEL_VERSION, MlflowTracking, git_tags
+from mlops_assets.tracking import (
+    DECIDED_AT,
+    MODEL_VERSION,
+    REASON,
+    STATUS,
+    MlflowTracking,
+    Verdicts,
+    git_tags,
+)
 from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project
 from mlops_assets_tests.servers import free_port, wait_for
 
@@ -29,6 +38,14 @@ def client(project: Project) -> MlflowClient:
 def runs(project: Project) -> list[Run]:
     experiments = [e.experiment_id for e in client(project).search_experiments()]
     return list(client(project).search_runs(experiments, order_by=["start_time ASC"]))
+
+
+def aliases(project: Project) -> dict[str, str]:
+    pointed = client(project).get_registered_model("customers").aliases
+    return {
+        alias: client(project).get_model_version("customers", number).tags[MODEL_VERSION]
+        for alias, number in pointed.items()
+    }
 
 
 def model_version(result: ExecuteInProcessResult) -> str:
@@ -77,11 +94,7 @@ def test_a_worse_model_becomes_the_challenger_and_the_champion_keeps_its_alias(
     customers.add("customers", DUMMY)
     second = model_version(customers.train("customers"))
 
-    aliases = {
-        alias: client(customers).get_model_version_by_alias("customers", alias).tags[MODEL_VERSION]
-        for alias in ("champion", "challenger")
-    }
-    assert aliases == {"champion": first, "challenger": second}
+    assert aliases(customers) == {"champion": first, "challenger": second}
 
 
 def test_training_that_fails_leaves_a_failed_run_and_no_running_one(customers: Project) -> None:
@@ -208,3 +221,71 @@ def test_a_tracking_server_shows_the_run_and_the_asset_links_to_it(
     assert entry.tags[MODEL_VERSION] == run.data.tags[MODEL_VERSION]
     downloaded = MlflowClient(server).download_artifacts(run.info.run_id, "model/model.json")
     assert run.data.tags[MODEL_VERSION] in Path(downloaded).read_text()
+
+
+def test_the_registry_tells_of_every_model_what_was_decided_why_and_when(
+    customers: Project,
+) -> None:
+    first = model_version(customers.train("customers"))
+    customers.add("customers", DUMMY)
+    second = model_version(customers.train("customers"))
+    entries = client(customers).search_model_versions("name = 'customers'")
+    told = {entry.tags[MODEL_VERSION]: entry.tags for entry in entries}
+
+    assert told[first][STATUS] == "promoted"
+    assert told[first][REASON].startswith("the first champion")
+    assert told[second][STATUS] == "refused"
+    assert "95 % interval" in told[second][REASON]
+    assert told[first][DECIDED_AT] < told[second][DECIDED_AT]
+    (run,) = [one for one in runs(customers) if one.data.tags[MODEL_VERSION] == second]
+    assert run.data.metrics["promotion_lower"] < run.data.metrics["promotion_difference"]
+    assert run.data.metrics["promotion_resamples"] == 1000
+    figures = client(customers).list_artifacts(run.info.run_id, "figures")
+    assert "figures/promotion.png" in {item.path for item in figures}
+
+
+def test_a_model_that_is_promoted_after_all_is_the_challenger_no_longer(
+    customers: Project,
+) -> None:
+    demanding = CUSTOMERS.replace("500", "400") + "promote: {min_improvement: 0.5}\n"
+    first = model_version(customers.train("customers"))
+    customers.add("customers", demanding)
+    second = model_version(customers.train("customers"))
+    assert aliases(customers) == {"champion": first, "challenger": second}
+
+    customers.add("customers", CUSTOMERS.replace("500", "400"))
+    customers.train("customers")
+    assert aliases(customers) == {"champion": second}
+
+
+def test_an_alias_follows_a_champion_that_changes_while_it_is_set(customers: Project) -> None:
+    first = model_version(customers.train("customers"))
+    customers.add("customers", DUMMY)
+    second = model_version(customers.train("customers"))
+    before, after = (
+        Verdicts({"champion": version}, {version: _promoted(version)})
+        for version in (first, second)
+    )
+    looks = iter([before, after, after])
+    tracking = MlflowTracking(mlflow_tracking_uri=customers.settings.tracking_uri)
+    with tracking.trained(logging.getLogger("test"), "customers", first) as run:
+        run.follow("customers", lambda: next(looks))
+
+    assert aliases(customers) == {"champion": second}
+    assert list(looks) == []
+
+
+def test_an_older_decision_does_not_overwrite_a_newer_one(customers: Project) -> None:
+    version = model_version(customers.train("customers"))
+    tracking = MlflowTracking(mlflow_tracking_uri=customers.settings.tracking_uri)
+    with tracking.trained(logging.getLogger("test"), "customers", version) as run:
+        for at in ("2999-01-01T00:00:00+00:00", "2000-01-01T00:00:00+00:00"):
+            told = {version: {STATUS: "refused", REASON: at, DECIDED_AT: at}}
+            run.follow("customers", partial(Verdicts, {}, told))
+
+    entry = client(customers).get_model_version_by_alias("customers", "champion")
+    assert entry.tags[REASON].startswith("2999")
+
+
+def _promoted(version: str) -> dict[str, str]:
+    return {STATUS: "promoted", REASON: version, DECIDED_AT: "2999-01-01T00:00:00+00:00"}

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlops_assets.assets.best_params import build_best_params
 from mlops_assets.assets.champion import build_champion
+from mlops_assets.assets.drift import build_drift
 from mlops_assets.assets.metrics import build_metrics
 from mlops_assets.assets.model import build_model
+from mlops_assets.assets.predictions import build_predictions
 from mlops_assets.assets.raw import build_raw
 from mlops_assets.assets.source import build_source
 from mlops_assets.assets.split import build_split
-from mlops_assets.stages import stages
+from mlops_assets.stages import scoring_stages, stages
 
 if TYPE_CHECKING:
     from dagster import AssetsDefinition
@@ -23,13 +26,22 @@ if TYPE_CHECKING:
 
 
 def build_assets(spec: PipelineSpec) -> list[AssetsDefinition]:
-    """Return all assets of a pipeline, from its source to its champion."""
+    """Return all assets of a pipeline, from its source, if that is its own, to its champion."""
     stage = stages(spec)
     return [
-        build_source(spec),
+        *([] if spec.data.upstream else [build_source(spec)]),
         build_raw(spec, stage["raw"]),
         build_split(spec, stage["split"]),
+        *([build_best_params(spec, stage["best_params"])] if spec.tune.trials else []),
         build_model(spec, stage["model"]),
         build_metrics(spec, stage["metrics"]),
         build_champion(spec, stage["champion"]),
     ]
+
+
+def build_scoring_assets(spec: PipelineSpec) -> list[AssetsDefinition]:
+    """Return the assets of batch scoring, none without `score` in the pipeline file."""
+    stage = scoring_stages(spec)
+    if not stage:
+        return []
+    return [build_predictions(spec, stage["predictions"]), build_drift(spec, stage["drift"])]

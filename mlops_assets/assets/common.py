@@ -1,17 +1,26 @@
-"""What the stages of a pipeline have in common as steps: names, retries, warnings.
+"""What the stages of a pipeline have in common as steps: names, retries, warnings, pictures.
 
 What one stage does belongs in its own module.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dagster import AssetKey, Backoff, Jitter, RetryPolicy
+from dagster import (
+    AssetKey,
+    Backoff,
+    Jitter,
+    MetadataValue,
+    RetryPolicy,
+    TextMetadataValue,
+    UrlMetadataValue,
+)
 
 if TYPE_CHECKING:
     from mlops_assets.spec import PipelineSpec, RetrySpec
@@ -50,3 +59,16 @@ def warnings_logged(log: logging.Logger) -> Iterator[None]:
         yield
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         log.warning("%s", " ".join(text.split()))
+
+
+def as_markdown(figures: Mapping[str, bytes]) -> str:
+    """Put PNG images into Markdown, which Dagster's UI shows."""
+    return "\n\n".join(
+        f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        for name, png in figures.items()
+    )
+
+
+def link_of(text: str) -> UrlMetadataValue | TextMetadataValue:
+    """Show an address as a link, and anything else that leads there as it is."""
+    return MetadataValue.url(text) if text.startswith("http") else MetadataValue.text(text)

@@ -1,7 +1,6 @@
 """`p/metrics`: what the model is worth on rows that it has not seen; figures, model card, gates."""
 
-import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from dagster import (
@@ -15,7 +14,14 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy, warnings_logged
+from mlops_assets.assets.common import (
+    MLFLOW,
+    STORE,
+    as_markdown,
+    key_of,
+    retry_policy,
+    warnings_logged,
+)
 from mlops_assets.dagster_internals.steps import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
@@ -79,7 +85,7 @@ def build_metrics(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                 "metrics": evaluation["metrics"],
                 "test_rows": evaluation["rows"],
                 "model_card": MetadataValue.md(card),
-                "figures": MetadataValue.md(_as_markdown(drawn)),
+                "figures": MetadataValue.md(as_markdown(drawn)),
             },
         )
         for gate in spec.evaluate.conditions:
@@ -92,10 +98,3 @@ def build_metrics(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             )
 
     return metrics
-
-
-def _as_markdown(figures: Mapping[str, bytes]) -> str:
-    return "\n\n".join(
-        f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
-        for name, png in figures.items()
-    )

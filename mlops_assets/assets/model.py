@@ -6,14 +6,18 @@ from dagster import (
     AssetExecutionContext,
     AssetIn,
     AssetsDefinition,
-    MetadataValue,
     Output,
-    TextMetadataValue,
-    UrlMetadataValue,
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, key_of, retry_policy, warnings_logged
+from mlops_assets.assets.common import (
+    MLFLOW,
+    STORE,
+    key_of,
+    link_of,
+    retry_policy,
+    warnings_logged,
+)
 from mlops_assets.dagster_internals.steps import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
@@ -30,7 +34,10 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
 
     @asset(
         key=key,
-        ins={"train": AssetIn(key_of(spec, "train"))},
+        ins={
+            "train": AssetIn(key_of(spec, "train")),
+            **({"best_params": AssetIn(key_of(spec, "best_params"))} if spec.tune.trials else {}),
+        },
         io_manager_key=STORE,
         required_resource_keys={STORE, MLFLOW},
         description=f"A {estimator} that predicts `{spec.data.target}`, with its preprocessing.",
@@ -42,16 +49,18 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         code_version=stage.code.version,
     )
     @defined_by(stage)
-    def model(context: AssetExecutionContext, train: Any) -> Output[Any]:
+    def model(context: AssetExecutionContext, train: Any, **tuned: Any) -> Output[Any]:
         from mlops_assets.ml.train import train as train_model
 
+        found = tuned["best_params"]["params"] if tuned else {}
+        params = {**spec.model.params, **found}
         store: StoreIOManager = context.resources.store
         tracking: MlflowTracking = context.resources.mlflow
         with explained(), tracking.training(context.log, spec.name, context.run.run_id) as run:
             with warnings_logged(context.log):
                 trained = train_model(
                     train,
-                    spec.model,
+                    spec.model.model_copy(update={"params": params}),
                     target=spec.data.target,
                     positive_class=spec.data.positive_class,
                     drop=[*spec.data.drop, *([spec.split.group] if spec.split.group else [])],
@@ -60,7 +69,7 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             artifact = store.artifacts.write(key.path, trained)
             context.log.info("trained a %s on %d rows", estimator, len(train))
             run.log(
-                params={"estimator": spec.model.estimator, **spec.model.params},
+                params={"estimator": spec.model.estimator, **params},
                 tags={
                     MODEL_VERSION: artifact.version,
                     "mlops.asset": key.to_user_string(),
@@ -77,12 +86,9 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                     "estimator": spec.model.estimator,
                     "train_rows": len(train),
                     "features": len(trained.features),
-                    **({"mlflow_run": _link(run.link)} if run.link else {}),
+                    **({"params": params} if tuned else {}),
+                    **({"mlflow_run": link_of(run.link)} if run.link else {}),
                 },
             )
 
     return model
-
-
-def _link(link: str) -> UrlMetadataValue | TextMetadataValue:
-    return MetadataValue.url(link) if link.startswith("http") else MetadataValue.text(link)

@@ -148,7 +148,32 @@ def test_a_worse_model_is_kept_and_does_not_become_champion(customers: Project) 
     assert second.success
     assert version(second, "customers/model") != version(first, "customers/model")
     assert version(second, "customers/champion") == version(first, "customers/champion")
-    assert "against the champion's" in metadata(second, "customers/champion")["reason"]
+    facts = metadata(second, "customers/champion")
+    assert "against the champion's" in facts["reason"]
+    assert "95 % interval" in facts["reason"]
+    assert facts["lower"] < facts["difference"] < facts["upper"] < 0
+    assert facts["resamples"] + facts["undefined_resamples"] == 1000
+    assert facts["comparison"].startswith("![promotion](data:image/png;base64,")
+    (check,) = second.get_asset_check_evaluations()[-1:]
+    assert check.check_name == EXISTS
+    assert check.metadata["difference"].value == facts["difference"]
+
+
+@pytest.mark.parametrize("least", [0.0, 0.001])
+def test_an_equally_good_model_is_promoted_unless_it_must_be_better(
+    customers: Project, least: float
+) -> None:
+    promote = f"promote: {{by: roc_auc, min_improvement: {least}}}\n"
+    customers.add("customers", CUSTOMERS + promote)
+    first = customers.train("customers")
+    customers.add("customers", CUSTOMERS.replace("500", "400") + promote)
+    second = customers.train("customers")
+
+    facts = metadata(second, "customers/champion")
+    kept = second if least == 0 else first
+    assert facts["difference"] == facts["lower"] == facts["upper"] == 0
+    assert version(second, "customers/champion") == version(kept, "customers/model")
+    assert ("at least 0.001 better was asked for" in facts["reason"]) is (least > 0)
 
 
 def test_a_model_below_its_gate_is_kept_reported_and_never_promoted(customers: Project) -> None:

@@ -1,0 +1,129 @@
+"""`p/predictions`: what the champion says of the files of a day, one partition for each day."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetExecutionContext,
+    AssetIn,
+    AssetsDefinition,
+    DailyPartitionsDefinition,
+    Output,
+    asset,
+)
+
+from mlops_assets.assets.common import STORE, key_of, retry_policy, warnings_logged
+from mlops_assets.dagster_internals.steps import recorded_input_version
+from mlops_assets.failures import explained
+from mlops_assets.spec import PipelineSpec
+from mlops_assets.stages import Stage
+from mlops_assets.store.io_manager import StoreIOManager
+from mlops_assets.store.reuse import defined_by
+
+INBOX = "mlops/inbox"
+"""Tag of a materialisation and of a run: the identity of the files that were scored."""
+
+UNIQUE_IDS = "unique_ids"
+
+
+def scoring_days(spec: PipelineSpec) -> DailyPartitionsDefinition:
+    """Return the days that can be scored: from `score.start` to today, in `train.timezone`.
+
+    Raises
+    ------
+    ValueError
+        The pipeline file has no `score`.
+    """
+    if spec.score is None:
+        raise ValueError(f"{spec.name} has no score section")
+    return DailyPartitionsDefinition(
+        spec.score.start.isoformat(), timezone=spec.train.timezone, end_offset=1
+    )
+
+
+def not_asked(spec: PipelineSpec) -> list[str]:
+    """Return the columns of the data that are no features, and may be in the files of a day."""
+    return [spec.data.target, *spec.data.drop, *([spec.split.group] if spec.split.group else [])]
+
+
+def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
+    """Return the asset `p/predictions`, with a check that no id is there twice if ids are named.
+
+    A day is a run of its own, in a backfill too: it has its own version, and fails by itself.
+    """
+    score = spec.score
+    assert score is not None
+    key = key_of(spec, "predictions")
+
+    @asset(
+        key=key,
+        ins={"model": AssetIn(key_of(spec, "champion"))},
+        partitions_def=scoring_days(spec),
+        io_manager_key=STORE,
+        required_resource_keys={STORE},
+        description=f"`{spec.data.target}` as the champion predicts it for `{score.uri}`.",
+        owners=spec.owners,
+        kinds={"scikitlearn", "parquet"},
+        check_specs=[
+            AssetCheckSpec(
+                UNIQUE_IDS, asset=key, description=f"{', '.join(score.id)}: no two rows have it."
+            )
+        ]
+        if score.id
+        else [],
+        group_name=spec.name,
+        retry_policy=retry_policy(spec.retries),
+        code_version=stage.code.version,
+    )
+    @defined_by(stage)
+    def predictions(
+        context: AssetExecutionContext, model: Any
+    ) -> Iterator[Output[Any] | AssetCheckResult]:
+        from mlops_assets.ml.inbox import files_of_day, identity_of
+        from mlops_assets.ml.score import Tally, score_batches
+
+        store: StoreIOManager = context.resources.store
+        day, tally, begun = context.partition_key, Tally(), time.monotonic()
+        model_version = str(recorded_input_version(context, key_of(spec, "champion")))
+        with explained(), warnings_logged(context.log):
+            files = files_of_day(score.uri, spec.folder, day, store.outside.source_options)
+            batches = score_batches(
+                model,
+                files,
+                spec.data,
+                model_version=model_version,
+                ids=score.id,
+                known=not_asked(spec),
+                tally=tally,
+                report=context.log.info,
+            )
+            artifact = store.artifacts.write(key.path, batches, day)
+        seconds = time.monotonic() - begun
+        speed = tally.rows / seconds
+        context.log.info(f"{len(files)} files, {tally.rows:,} rows scored, {speed:,.0f} rows/s")
+        yield Output(
+            artifact,
+            metadata={
+                "files": len(files),
+                "model_version": model_version,
+                "seconds": round(seconds, 3),
+                "rows_per_second": round(speed),
+                **tally.summary(),
+            },
+            tags={INBOX: identity_of(files)},
+        )
+        if score.id:
+            repeated = tally.repeated_ids()
+            yield AssetCheckResult(
+                check_name=UNIQUE_IDS,
+                passed=not repeated,
+                severity=AssetCheckSeverity.WARN,
+                description=f"{repeated} of {tally.rows} rows repeat the id of another one",
+                metadata={"repeated_ids": repeated, "partition": day},
+            )
+
+    return predictions
