@@ -13,11 +13,14 @@ from typing import Any
 
 from dagster import AssetSpec, Definitions, EnvVar, MetadataValue
 
-from mlops_assets.assets import build_assets
+from mlops_assets.assets import build_assets, build_scoring_assets
 from mlops_assets.assets.common import MLFLOW, STORE
+from mlops_assets.automation.alerts import alert_sensors
 from mlops_assets.automation.conditions import automated
-from mlops_assets.automation.jobs import training_job
+from mlops_assets.automation.freshness import with_freshness
+from mlops_assets.automation.jobs import scoring_job, training_job
 from mlops_assets.automation.schedules import training_schedule
+from mlops_assets.automation.scoring import scoring_schedule
 from mlops_assets.automation.sensors import pipeline_sensors
 from mlops_assets.execution.executors import local_executor
 from mlops_assets.pipeline_file import PipelineFileError, load_pipelines
@@ -59,15 +62,36 @@ def build_defs(
         if ignored := _not_acted_on(spec):
             log.warning("%s: nothing acts on %s yet", spec.name, ", ".join(ignored))
     jobs = {spec.name: training_job(spec) for spec in specs}
-    schedules = [training_schedule(spec, jobs[spec.name]) for spec in specs]
+    scoring = {spec.name: job for spec in specs if (job := scoring_job(spec)) is not None}
+    schedules = [
+        *(training_schedule(spec, jobs[spec.name]) for spec in specs),
+        *(scoring_schedule(spec, scoring.get(spec.name)) for spec in specs),
+    ]
     return Definitions(
         assets=[
-            *(automated(asset) for spec in specs for asset in build_assets(spec)),
+            *(
+                with_freshness(automated(asset), spec)
+                for spec in specs
+                for asset in build_assets(spec)
+            ),
+            # without a condition: a new champion must not score all days again by itself
+            *(
+                with_freshness(asset, spec)
+                for spec in specs
+                for asset in build_scoring_assets(spec)
+            ),
             *(_broken(name, error) for name, error in pipelines.broken.items()),
         ],
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), *scoring.values()],
         schedules=[schedule for schedule in schedules if schedule is not None],
-        sensors=[sensor for spec in specs for sensor in pipeline_sensors(spec)],
+        sensors=[
+            *(
+                sensor
+                for spec in specs
+                for sensor in pipeline_sensors(spec, jobs[spec.name], scoring.get(spec.name))
+            ),
+            *alert_sensors([spec.name for spec in specs], settings.alert_urls, settings.ui_url),
+        ],
         resources={**_resources(settings), **(overrides or {})},
         executor=local_executor,
     )
@@ -76,9 +100,6 @@ def build_defs(
 def _not_acted_on(spec: PipelineSpec) -> list[str]:
     """Name the fields that a pipeline file sets and that have no effect in this version."""
     fields = {
-        "tune": spec.tune.trials > 0,
-        "score": spec.score is not None,
-        "train.on_new_data": spec.train.on_new_data,
         "model.compute": spec.model.compute != ComputeSpec(),
     }
     return [name for name, is_set in fields.items() if is_set]

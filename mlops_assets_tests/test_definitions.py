@@ -13,6 +13,7 @@ from mlops_assets_tests.conftest import CUSTOMERS, Project
 STAGES = {"source", "raw", "train", "test", "model", "metrics", "champion"}
 HEAVY = (
     "alembic",
+    "apprise",
     "dagster_k8s",
     "dagster_mlflow",
     "fsspec",
@@ -105,10 +106,10 @@ def test_one_broken_file_leaves_the_others_usable_and_is_visible(
 def test_a_field_that_nothing_acts_on_yet_is_said(
     customers: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
-    customers.add("customers", CUSTOMERS + "tune: {trials: 5}\n")
+    customers.add("customers", CUSTOMERS + "  compute: {gpu: 1}\n")
     customers.definitions()
 
-    assert "customers: nothing acts on tune yet" in caplog.text
+    assert "customers: nothing acts on model.compute yet" in caplog.text
 
 
 def test_a_hundred_pipelines_are_a_hundred_groups(project: Project) -> None:

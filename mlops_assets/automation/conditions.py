@@ -16,6 +16,7 @@ from dagster import (
     AssetKey,
     AssetsDefinition,
     AssetSelection,
+    AssetSpec,
     AutomationCondition,
     AutomationConditionSensorDefinition,
     AutomationContext,
@@ -26,6 +27,7 @@ from dagster import (
 
 from mlops_assets.automation.staleness import Staleness
 from mlops_assets.dagster_internals.automation import (
+    TAKES_WHAT_IS_THERE,
     Lineage,
     candidates,
     requested_before,
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from mlops_assets.dagster_internals.automation import CoercibleToAssetSelection
 
 
-def reuse_condition() -> AutomationCondition[AssetKey]:
+def reuse_condition(
+    optional: AssetSelection | None = None,
+) -> AutomationCondition[AssetKey]:
     """Return the condition that requests an asset exactly when it is stale.
 
     Stale is missing, or made by other code or from other inputs than there are now; an input made
@@ -47,12 +51,18 @@ def reuse_condition() -> AutomationCondition[AssetKey]:
     or one of its inputs was made anew.
 
     It may be part of a larger condition, and needs a `reuse_sensor` that targets the asset.
+
+    Parameters
+    ----------
+    optional : AssetSelection, optional
+        Inputs of which any partition may be missing, but not all.
     """
     made_here = AssetSelection.all()
+    required = made_here if optional is None else made_here - optional
     return (
         ~AutomationCondition.in_progress()
         & _Stale()
-        & ~AutomationCondition.any_deps_missing().allow(made_here)
+        & ~AutomationCondition.any_deps_missing().allow(required)
         & ~AutomationCondition.any_deps_in_progress().allow(made_here)
         & AutomationCondition.all_deps_blocking_checks_passed()
     )
@@ -62,10 +72,15 @@ def automated(assets: AssetsDefinition) -> AssetsDefinition:
     """Return assets with `reuse_condition`; an observable source is returned as it is."""
     if not assets.is_materializable:
         return assets
-    condition = reuse_condition()
     return assets.map_asset_specs(
-        lambda spec: spec.replace_attributes(automation_condition=condition)
+        lambda spec: spec.replace_attributes(automation_condition=_condition_of(spec))
     )
+
+
+def _condition_of(spec: AssetSpec) -> AutomationCondition[AssetKey]:
+    if spec.metadata.get(TAKES_WHAT_IS_THERE) is not True:
+        return reuse_condition()
+    return reuse_condition(AssetSelection.assets(*(dep.asset_key for dep in spec.deps)))
 
 
 def reuse_sensor(
@@ -146,9 +161,11 @@ class _Stale(AutomationCondition[AssetKey]):
 
     def evaluate(self, context: AutomationContext[AssetKey]) -> AutomationResult[AssetKey]:
         key, lineage = context.key, Lineage.of_condition(context)
+        before = _Memory.load(context.cursor)
+        if lineage.takes_what_is_there(key) and not all(map(lineage.latest, lineage.parents(key))):
+            return result(context, [], before.dump())
         staleness = Staleness(lineage)
         definition = _digest(lineage.code_version(key), lineage.parents(key))
-        before = _Memory.load(context.cursor)
         last_tick = _Asked(before.definition, context.previous_max_storage_id or 0)
         asked = before.asked | dict.fromkeys(requested_before(context), last_tick)
         stale = {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dagster import AssetSelection, define_asset_job
+from dagster import AssetKey, AssetSelection, define_asset_job
 
 from mlops_assets.assets.common import key_of
-from mlops_assets.stages import training_assets
+from mlops_assets.stages import scoring_stages, training_assets
 
 if TYPE_CHECKING:
     from dagster import UnresolvedAssetJobDefinition
@@ -21,5 +21,18 @@ def training_job(spec: PipelineSpec) -> UnresolvedAssetJobDefinition:
         f"{spec.name}_training",
         selection=AssetSelection.assets(*(key_of(spec, asset) for asset in training_assets(spec))),
         description=spec.description or None,
+        tags={"mlops/pipeline": spec.name},
+    )
+
+
+def scoring_job(spec: PipelineSpec) -> UnresolvedAssetJobDefinition | None:
+    """Return `p_scoring`, a day at a time; None without `score` in the pipeline file."""
+    made = [asset for stage in scoring_stages(spec).values() for asset in stage.outputs]
+    if not made:
+        return None
+    return define_asset_job(
+        f"{spec.name}_scoring",
+        selection=AssetSelection.assets(*(AssetKey(asset.split("/")) for asset in made)),
+        description=f"Scores the files of a day with the champion of {spec.name}.",
         tags={"mlops/pipeline": spec.name},
     )

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from dagster import (
+    AssetKey,
     AssetSelection,
     DefaultScheduleStatus,
     RunRequest,
@@ -22,6 +23,7 @@ from dagster import (
 )
 
 from mlops_assets.assets.common import STORE, key_of
+from mlops_assets.automation.freshness import confirmation_due
 from mlops_assets.automation.staleness import (
     Launch,
     Staleness,
@@ -35,7 +37,7 @@ from mlops_assets.dagster_internals.automation import Lineage
 from mlops_assets.stages import training_assets
 
 if TYPE_CHECKING:
-    from dagster import AssetKey, UnresolvedAssetJobDefinition
+    from dagster import SensorEvaluationContext, UnresolvedAssetJobDefinition
 
     from mlops_assets.dagster_internals.automation import CoercibleToAssetSelection
     from mlops_assets.spec import PipelineSpec
@@ -53,9 +55,9 @@ def training_schedule(
 ) -> ScheduleDefinition | None:
     """Return `p_training_schedule`; None when the pipeline file has no `train.schedule`.
 
-    It launches what `mlops plan` would name, and skips when that is nothing. A source or a store
-    that cannot be looked at is a failed tick with the reason: a skipped one would look as if there
-    were nothing to do.
+    It launches what `mlops plan` would name, and skips when that is nothing, unless the model's
+    freshness is to be confirmed before it is overdue. A source or a store that cannot be looked at
+    is a failed tick with the reason: a skipped one would look as if there were nothing to do.
     """
     if spec.train.schedule is None:
         return None
@@ -69,23 +71,49 @@ def training_schedule(
         description="Launches what is stale, with everything below it.",
     )
     def training(context: ScheduleEvaluationContext) -> Iterator[RunRequest | SkipReason]:
-        from mlops_assets.plan import plan_pipeline
-
-        store: StoreIOManager = context.resources.store
-        keys = [key_of(spec, asset) for asset in training_assets(spec)]
-        plan = plan_pipeline(spec, store.outside, recorded_in(context.instance, keys))
-        if plan.error is not None:
-            raise UndecidedError(f"{spec.name}: {plan.error}")
-        reasons = dict.fromkeys(plan.unrecorded, "computed before, but not in this Dagster")
-        reasons |= dict(plan.execute)
-        lineage = Lineage.of_schedule(context)
-        chosen = launchable(lineage, keys, lambda key, _: reasons.get(key.to_user_string()))
-        if chosen.now:
-            yield _request(chosen.now)
-        else:
-            yield _skip(keys, chosen)
+        chosen = stale_training(spec, context)
+        if not chosen.now and not chosen.later:
+            now = context.scheduled_execution_time
+            if due := confirmation_due(spec, context.instance, now):
+                keys = training_keys(spec)
+                chosen = launchable(Lineage.of_schedule(context), keys, lambda *_: due)
+        yield request_of(chosen.now) if chosen.now else skip_reason(training_keys(spec), chosen)
 
     return training
+
+
+def training_keys(spec: PipelineSpec) -> list[AssetKey]:
+    """Return what `p_training` makes."""
+    return [key_of(spec, asset) for asset in training_assets(spec)]
+
+
+def stale_training(
+    spec: PipelineSpec, context: ScheduleEvaluationContext | SensorEvaluationContext
+) -> Launch:
+    """Choose what `mlops plan` names of a pipeline and can be launched now.
+
+    Raises
+    ------
+    UndecidedError
+        The source or the store cannot be looked at.
+    """
+    from mlops_assets.plan import plan_pipeline
+
+    store: StoreIOManager = context.resources.store
+    lineage, keys, daily = Lineage.of_schedule(context), training_keys(spec), {}
+    above = []
+    if upstream := spec.data.upstream:
+        above = [AssetKey([upstream.pipeline, upstream.asset])]
+        if upstream.is_daily:
+            days = lineage.partitions(above[0])
+            daily[upstream.name] = str(days[0]) if days else ""
+    recorded = recorded_in(context.instance, [*keys, *above], daily)
+    plan = plan_pipeline(spec, store.outside, recorded)
+    if plan.error is not None:
+        raise UndecidedError(f"{spec.name}: {plan.error}")
+    reasons = dict.fromkeys(plan.unrecorded, "computed before, but not in this Dagster")
+    reasons |= dict(plan.execute)
+    return launchable(lineage, keys, lambda key, _: reasons.get(key.to_user_string()))
 
 
 def stale_assets_schedule(
@@ -138,9 +166,9 @@ def stale_assets_schedule(
         with partition_loading_context(context.scheduled_execution_time, context.instance):
             chosen = launchable(lineage, keys, Staleness(lineage).reason)
         for run in _by_partition(chosen.now).values():
-            yield _request(run, tags)
+            yield request_of(run, tags)
         if not chosen.now:
-            yield _skip(keys, chosen)
+            yield skip_reason(keys, chosen)
 
     return stale_assets
 
@@ -152,7 +180,8 @@ def _by_partition(targets: Mapping[Target, str]) -> dict[str | None, dict[Target
     return runs
 
 
-def _request(targets: Mapping[Target, str], tags: Mapping[str, str] | None = None) -> RunRequest:
+def request_of(targets: Mapping[Target, str], tags: Mapping[str, str] | None = None) -> RunRequest:
+    """Return the run of what is to be made of one partition, with the reasons as a tag."""
     [partition] = {target.partition for target in targets}
     reasons = dict.fromkeys(f"{name_of(target)}: {why}" for target, why in targets.items())
     return RunRequest(
@@ -164,7 +193,7 @@ def _request(targets: Mapping[Target, str], tags: Mapping[str, str] | None = Non
     )
 
 
-def _skip(keys: Iterable[AssetKey], chosen: Launch) -> SkipReason:
+def skip_reason(keys: Iterable[AssetKey], chosen: Launch) -> SkipReason:
     """Say what is fresh, and what is not and has to wait."""
     waiting = {target.key for target in chosen.later}
     fresh = [key.to_user_string() for key in keys if key not in waiting]

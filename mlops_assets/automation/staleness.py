@@ -8,17 +8,18 @@ same. When this is asked for is `conditions` and `schedules`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import TopologicalSorter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagster import DagsterError
+from dagster import AssetKey, DagsterError
 
 from mlops_assets.dagster_internals.automation import NO_VERSION, version_of_partitions
 from mlops_assets.errors import UserError
 
 if TYPE_CHECKING:
-    from dagster import AssetKey, DagsterInstance
+    from dagster import DagsterInstance
 
     from mlops_assets.dagster_internals.automation import Latest, Lineage
     from mlops_assets.dagster_internals.database import Recorded
@@ -174,13 +175,17 @@ def _obstacle(
     """Say why something cannot be made now from what is above it and in no run with it."""
     if any(partition in lineage.in_progress(key) for key, partition in targets):
         return "a run is at work on it"
+    takes_what_is_there = all(lineage.takes_what_is_there(key) for key, _ in targets)
     for target in above:
         key, partition = target
         if not lineage.is_made_here(key):
             continue
         if target in made.now or target in made.later or partition in lineage.in_progress(key):
             return f"{name_of(target)} is to be made first"
-        if partition not in lineage.latest(key):
+        missing = partition not in lineage.latest(key)
+        if missing and takes_what_is_there and lineage.latest(key):
+            continue
+        if missing:
             return f"{name_of(target)} is missing"
         if checks := lineage.blocking_checks_not_passed(key):
             return f"{name_of(target)} has not passed {', '.join(checks)}"
@@ -193,9 +198,14 @@ def name_of(target: Target) -> str:
     return name if target.partition is None else f"{name} {target.partition}"
 
 
-def recorded_in(instance: DagsterInstance, keys: Sequence[AssetKey]) -> dict[str, Recorded]:
-    """Return the latest materialisation of each asset that has one in a Dagster instance."""
-    from mlops_assets.dagster_internals.database import FINGERPRINT, Recorded
+def recorded_in(
+    instance: DagsterInstance,
+    keys: Sequence[AssetKey],
+    daily: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Recorded]:
+    """Return what `database.recorded_in` does, for instances of any kind."""
+    from mlops_assets.dagster_internals.automation import versions_by_partition
+    from mlops_assets.dagster_internals.database import FINGERPRINT, Recorded, name_of_partition
 
     recorded = {}
     for record in instance.get_asset_records(keys):
@@ -206,4 +216,9 @@ def recorded_in(instance: DagsterInstance, keys: Sequence[AssetKey]) -> dict[str
             recorded[made.asset_key.to_user_string()] = Recorded.of(
                 made.tags or {}, fingerprint.value if fingerprint is not None else None
             )
+    for asset, first in daily.items():
+        key = AssetKey.from_user_string(asset)
+        for day, version in versions_by_partition(instance, key).items():
+            if day >= first:
+                recorded[name_of_partition(asset, day)] = Recorded(version, None, {}, None)
     return recorded

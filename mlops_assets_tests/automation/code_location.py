@@ -12,6 +12,9 @@ def _pipelines() -> Definitions:
     definitions = build_defs()
     for schedule in definitions.schedules or ():
         schedule._default_status = DefaultScheduleStatus.RUNNING
+    for sensor in definitions.sensors or ():
+        if sensor.name.endswith("_new_data_sensor"):
+            sensor._default_status, sensor._min_interval = DefaultSensorStatus.RUNNING, 1
     return definitions
 
 

@@ -1,10 +1,14 @@
-"""Assets whose content and code are at hand, ticked as the daemon would, without a daemon."""
+"""Assets whose content and code are at hand, ticked as the daemon would, and the daemon itself."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +29,13 @@ from dagster import (
 )
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from mlops_assets.automation.conditions import reuse_condition
+from mlops_assets_tests.conftest import Project
+from mlops_assets_tests.servers import stop_group
 
+ROOT = Path(__file__).parents[2]
 REUSE = reuse_condition()
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
@@ -138,3 +146,51 @@ def made(
         return Output(None, data_version=DataVersion(content))
 
     return computed
+
+
+StartDaemon = Callable[[str], None]
+
+
+@pytest.fixture
+def home(customers: Project) -> Path:
+    home = customers.folder / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    return home
+
+
+@pytest.fixture
+def daemon(customers: Project, home: Path) -> Iterator[StartDaemon]:
+    """Return what starts `dagster-daemon run` on this test's project, with a module beside this."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(module: str) -> None:
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("dagster-daemon")),
+                *("run", "--module-name", f"{__package__}.{module}"),
+            ],
+            env=customers.environment(home),
+            cwd=ROOT,  # where the tests can be imported
+            stdout=(customers.folder / "daemon.log").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        started.append(process)
+
+    yield start
+    for process in started:
+        stop_group(process)
+
+
+def ticks(instance: DagsterInstance, name: str) -> list[InstigatorTick]:
+    """Return the ticks of a schedule or sensor that are over, the first one first."""
+    return [
+        tick
+        for state in instance.all_instigator_state()
+        if state.name == name
+        for tick in reversed(
+            instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=100)
+        )
+        if tick.status != TickStatus.STARTED
+    ]

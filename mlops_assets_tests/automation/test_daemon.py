@@ -2,79 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus
-from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._core.definitions.freshness import FreshnessState
+from dagster._core.scheduler.instigation import TickStatus
 
-from mlops_assets_tests.conftest import DUMMY, Project
-from mlops_assets_tests.servers import stop_group
+from mlops_assets_tests.automation.conftest import StartDaemon, ticks
+from mlops_assets_tests.conftest import DUMMY, Project, write_customers
 
 pytestmark = pytest.mark.daemon
 
-ROOT = Path(__file__).parents[2]
-MINUTES = 3
-
-
-@pytest.fixture
-def home(customers: Project) -> Path:
-    home = customers.folder / "dagster"
-    home.mkdir()
-    shutil.copy(ROOT / "dagster.yaml", home)
-    return home
-
-
-@pytest.fixture
-def daemon(customers: Project, home: Path) -> Iterator[Callable[[], None]]:
-    """Return what starts `dagster-daemon run` on this test's project."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        process = subprocess.Popen(
-            [
-                str(Path(sys.executable).with_name("dagster-daemon")),
-                *("run", "--module-name", "mlops_assets_tests.automation.code_location"),
-            ],
-            env=customers.environment(home),
-            cwd=ROOT,  # where the tests can be imported
-            stdout=(customers.folder / "daemon.log").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        started.append(process)
-
-    yield start
-    for process in started:
-        stop_group(process)
-
-
-def ticks(instance: DagsterInstance, name: str) -> list[InstigatorTick]:
-    """Return the ticks of a schedule or sensor that are over, the first one first."""
-    return [
-        tick
-        for state in instance.all_instigator_state()
-        if state.name == name
-        for tick in reversed(
-            instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=100)
-        )
-        if tick.status != TickStatus.STARTED
-    ]
+MINUTES = 5
 
 
 def test_the_daemon_launches_what_is_stale_once_and_skips_what_is_fresh(
-    customers: Project, home: Path, daemon: Callable[[], None]
+    customers: Project, home: Path, daemon: StartDaemon
 ) -> None:
     customers.add("customers", DUMMY + "train: {schedule: '* * * * *'}\n")
     with DagsterInstance.from_config(str(home)) as instance:
         customers.instance = instance
         assert customers.train("customers").success
-        daemon()
+        daemon("code_location")
 
         def until(done: Callable[[], bool]) -> None:
             while not done():
@@ -102,3 +55,67 @@ def test_the_daemon_launches_what_is_stale_once_and_skips_what_is_fresh(
         assert finished("dagster/schedule_name", "customers_training_schedule") == []
         [training, *_] = ticks(instance, "customers_training_schedule")
         assert "fresh: customers/champion" in (training.skip_reason or "")
+
+
+def test_the_daemon_launches_one_run_for_each_change_of_the_data(
+    customers: Project, home: Path, daemon: StartDaemon
+) -> None:
+    pipelines = customers.folder / "pipelines"
+    on_new_data = "train: {on_new_data: true, fresh_within: 1d}\n"
+    customers.add("customers", DUMMY.replace("customers.csv", "in/*.csv") + on_new_data)
+    (pipelines / "in").mkdir()
+    (pipelines / "customers.csv").rename(pipelines / "in" / "customers.csv")
+    model = AssetKey(["customers", "model"])
+    deadline = time.monotonic() + 60 * MINUTES
+
+    def until(done: Callable[[], bool]) -> None:
+        while not done():
+            assert time.monotonic() < deadline, (customers.folder / "daemon.log").read_text()
+            time.sleep(0.5)
+
+    with DagsterInstance.from_config(str(home)) as instance:
+
+        def succeeded() -> int:
+            launched = RunsFilter(tags={"dagster/sensor_name": "customers_new_data_sensor"})
+            statuses = [run.status for run in instance.get_runs(launched)]
+            assert DagsterRunStatus.FAILURE not in statuses
+            assert set(statuses[1:]) <= {DagsterRunStatus.SUCCESS}, "one after the other"
+            return statuses.count(DagsterRunStatus.SUCCESS)
+
+        def skips() -> list[str]:
+            found = ticks(instance, "customers_new_data_sensor")
+            assert all(tick.status != TickStatus.FAILURE for tick in found)
+            return [tick.skip_reason or "" for tick in found]
+
+        def rows() -> int:
+            record = instance.fetch_materializations(AssetKey(["customers", "raw"]), limit=1)
+            made = record.records[0].asset_materialization
+            assert made is not None
+            return int(made.metadata["dagster/row_count"].value)
+
+        daemon("code_location")
+        until(lambda: succeeded() == 1)
+
+        half = pipelines / "in" / "half.csv"
+        write_customers(half, rows=50)
+        until(lambda: any("half.csv may not be complete" in one for one in skips()))
+        with half.open("a") as file:
+            file.write("30,basic,no\n" * 10)
+        until(lambda: succeeded() == 2)
+        assert rows() == 180
+
+        late = customers.folder / "late.csv"
+        write_customers(late, rows=20)
+        os.utime(late, (1, 1))
+        late.rename(pipelines / "in" / "late.csv")
+        until(lambda: succeeded() == 3)
+        assert rows() == 200
+
+        # the same file twice
+        (pipelines / "in" / "late.csv").write_text((pipelines / "in" / "late.csv").read_text())
+        until(lambda: any("fresh: customers/champion" in one for one in skips()))
+        until(lambda: "nothing new among 3" in skips()[-1])
+        until(lambda: bool(instance.get_freshness_state_records([model])))
+        [state] = instance.get_freshness_state_records([model]).values()
+        assert state.freshness_state == FreshnessState.PASS
+        assert succeeded() == 3
