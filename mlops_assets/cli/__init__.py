@@ -54,6 +54,8 @@ def main() -> None:
                             compute the model anew, whatever is known of it
     mlops history churn/model
                             its versions: when, by which run, from what
+    mlops promote churn     make its latest model the champion; --version for another one
+    mlops rollback churn    back to the champion before
     mlops prune --dry-run   which versions nothing needs any more
     mlops new NAME --data URI --target COLUMN
                             a first pipeline file, made from the data
@@ -154,6 +156,46 @@ def history(asset: str, partition: str | None, limit: int, in_json: bool) -> Non
 
     entries = history_as_json(asset, partition, limit)
     click.echo(json.dumps(entries, sort_keys=True) if in_json else history_as_text(entries))
+
+
+@main.command()
+@click.argument("pipeline")
+@click.option("--version", help="Of the model; default: the latest one of this Dagster instance.")
+@click.option("--force", is_flag=True, help="Also a model that does not pass its gates.")
+@click.option("--json", "in_json", is_flag=True, help="End with the outcome as one line of JSON.")
+@_explained
+def promote(pipeline: str, version: str | None, force: bool, in_json: bool) -> None:
+    """Make a model the champion by hand.
+
+    Gates must pass, unless --force is given; whether it is better than the champion is not asked.
+    The model that it replaces, and one that is waiting, are not promoted by any run from then on.
+    `mlops history PIPELINE/model` lists the versions.
+    """
+    from mlops_assets.cli.promotion import as_json, as_text
+    from mlops_assets.cli.promotion import promote as promote_by_hand
+
+    moved = promote_by_hand(pipeline, version, force=force)
+    click.echo(as_text(pipeline, moved))
+    if in_json:
+        click.echo(json.dumps(as_json(pipeline, moved), sort_keys=True))
+
+
+@main.command()
+@click.argument("pipeline")
+@click.option("--json", "in_json", is_flag=True, help="End with the outcome as one line of JSON.")
+@_explained
+def rollback(pipeline: str, in_json: bool) -> None:
+    """Go back to the champion before the current one; once more, to the one before that.
+
+    The model that is taken back is not promoted by any run from then on; `mlops promote` can.
+    `mlops history PIPELINE/champion` lists the champions.
+    """
+    from mlops_assets.cli.promotion import as_json, as_text, roll_back
+
+    moved = roll_back(pipeline)
+    click.echo(as_text(pipeline, moved))
+    if in_json:
+        click.echo(json.dumps(as_json(pipeline, moved), sort_keys=True))
 
 
 @main.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import DagsterEventType
 
 from mlops_assets.assets.champion import EXISTS
-from mlops_assets.cli.progress import reason_of
+from mlops_assets.failures import reason_of
 from mlops_assets.store.reuse import MEMOIZED
 
 if TYPE_CHECKING:
@@ -45,14 +45,17 @@ def add_result(
 def _outcomes(result: ExecuteInProcessResult) -> dict[str, tuple[str, str | None]]:
     outcomes: dict[str, tuple[str, str | None]] = {}
     broken: dict[str, list[AssetCheckEvaluation]] = {}
+    made: set[str] = set()
     reused: set[str] = set()
     for event in result.all_events:
-        step = event.step_key
-        if step is None:
+        if event.step_key is None:
             continue
+        step, _, part = event.step_key.partition(".")
         if event.is_step_success:
-            outcomes[step] = ("reused" if step in reused else "executed", None)
+            if not part or step in made:  # a graph is done when its asset is made
+                outcomes[step] = ("reused" if step in reused else "executed", None)
         elif event.is_step_materialization:
+            made.add(step)
             if MEMOIZED in event.step_materialization_data.materialization.metadata:
                 reused.add(step)
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
@@ -62,7 +65,10 @@ def _outcomes(result: ExecuteInProcessResult) -> dict[str, tuple[str, str | None
             elif not check.passed:
                 broken.setdefault(step, []).append(check)
         elif event.is_step_failure:
-            outcomes[step] = ("failed", f"{step}: {reason_of(event, broken.get(step, ()))}")
+            outcomes[step] = (
+                "failed",
+                f"{event.step_key}: {reason_of(event, broken.get(step, ()))}",
+            )
     return outcomes
 
 

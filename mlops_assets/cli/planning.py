@@ -64,7 +64,23 @@ class Project:
 
     def recorded(self) -> dict[str, Recorded] | None:
         """Return what this machine's Dagster instance has as the latest; None if only it knows."""
-        return recorded_in(dagster_home(), self.assets)
+        return recorded_in(dagster_home(), [*self.assets, *self.sources], self.daily_sources)
+
+    @property
+    def sources(self) -> list[str]:
+        """Assets of other pipelines that are the source of one of the chosen ones."""
+        upstream = (self.pipelines.valid[name].data.upstream for name in self.valid)
+        return [one.name for one in upstream if one is not None]
+
+    @property
+    def daily_sources(self) -> dict[str, str]:
+        """Those of `sources` with a partition for each day, and the first day that counts."""
+        first_days = {
+            f"{name}/predictions": spec.score.start.isoformat()
+            for name, spec in self.pipelines.valid.items()
+            if spec.score is not None
+        }
+        return {name: first_days[name] for name in self.sources if name in first_days}
 
     def plan(
         self, recorded: Mapping[str, Recorded], refresh: Iterable[str] = ()

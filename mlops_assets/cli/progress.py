@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dagster import DagsterEventType, LoggerDefinition, logger
 
+from mlops_assets.failures import reason_of
 from mlops_assets.store.reuse import MEMOIZED
-from mlops_assets.wording import size
+from mlops_assets.wording import first_line, size
 
 if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterEvent
@@ -35,21 +36,34 @@ class ProgressHandler(logging.Handler):
         self._echo = echo
         self._position = 0
         self._begun: dict[str, float] = {}
+        self._made: set[str] = set()
         self._broken: dict[str, list[AssetCheckEvaluation]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the line for one of Dagster's events, or for a warning of a step."""
+        """Print the line for one of Dagster's events, or what a step has said.
+
+        Of a step only warnings; of the parts of a graph everything.
+        """
         event: DagsterEvent | None = getattr(record, "dagster_event", None)
         if event is not None:
             self._emit_event(event)
             return
         said = getattr(record, "dagster_meta", {})
-        if record.levelno >= logging.WARNING and said.get("step_key") in self._begun:
+        step, _, part = (said.get("step_key") or "").partition(".")
+        if step not in self._begun:
+            return
+        if record.levelno >= logging.WARNING:
             self._echo(f"        {record.levelname.lower()}: {said['orig_message']}")
+        elif part and record.levelno == logging.INFO:
+            self._echo(f"        {said['orig_message']}")
 
     def _emit_event(self, event: DagsterEvent) -> None:
-        step = event.step_key
-        if step is None or step not in self._steps:
+        step, _, part = (event.step_key or "").partition(".")
+        if step not in self._steps:
+            return
+        # a graph begins with the first of its parts and ends with the one that makes its asset
+        begun, made = step in self._begun, step in self._made
+        if part and ((event.is_step_start and begun) or (event.is_step_success and not made)):
             return
         if event.is_step_start:
             self._position += 1
@@ -57,6 +71,7 @@ class ProgressHandler(logging.Handler):
             names = ", ".join(key.to_user_string() for key in self._steps[step])
             self._echo(f"[{self._position:>{self._width}}/{len(self._steps)}] {names}")
         elif event.is_step_materialization:
+            self._made.add(step)
             self._echo(f"        {_facts(event.step_materialization_data.materialization)}")
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
@@ -67,7 +82,7 @@ class ProgressHandler(logging.Handler):
         elif event.is_step_up_for_retry:
             error = event.step_retry_data.error
             cause = (error.cause or error) if error else None
-            self._position -= 1
+            self._position -= 0 if part else 1
             self._echo(f"        retried: {first_line(cause.message) if cause else 'failed'}")
         elif event.is_step_failure:
             self._echo(
@@ -93,31 +108,6 @@ def progress_logger(
         return progress
 
     return console
-
-
-def reason_of(event: DagsterEvent, broken: Sequence[AssetCheckEvaluation]) -> str:
-    """Return why a step failed, in the words of whoever raised the failure.
-
-    `broken` are the step's checks that did not pass; of those that block, Dagster's own error gives
-    the names only.
-    """
-    data = event.step_failure_data
-    blocking = [check for check in broken if check.blocking]
-    if blocking:
-        return "\n".join(f"{check.check_name}: {check.description}" for check in blocking)
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return data.user_failure_data.description
-    if data.error_source is not None and data.error_source.name == "INTERRUPT":
-        return "interrupted"
-    if data.error is None:
-        return event.message or "unknown"
-    error = data.error.cause or data.error
-    return error.message.strip()
-
-
-def first_line(text: str) -> str:
-    """Return the first line that has something in it."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _facts(materialization: AssetMaterialization) -> str:

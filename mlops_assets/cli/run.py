@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -29,9 +29,9 @@ from mlops_assets.store.reuse import COMMAND, REFRESH
 
 def recorded(project: Project) -> dict[str, Recorded]:
     """Ask Dagster what the instance has as the latest of the project's assets."""
-    keys = [AssetKey.from_user_string(asset) for asset in project.assets]
+    keys = [AssetKey.from_user_string(asset) for asset in [*project.assets, *project.sources]]
     with local_instance() as instance:
-        return recorded_in(instance, keys)
+        return recorded_in(instance, keys, project.daily_sources)
 
 
 def run_needed(
@@ -53,29 +53,42 @@ def run_needed(
             plan.assets if plan.error else [*(asset for asset, _ in plan.execute), *plan.unrecorded]
         )
     }
-    steps = {
-        assets.op.name: sorted(assets.keys)
-        for assets in defs.assets or ()
-        if isinstance(assets, AssetsDefinition)
-        and assets.is_materializable
-        and any(key.to_user_string() in needed for key in assets.keys)
-    }
+    steps = steps_of(needed)
     if not steps:
         return None
+    with local_instance() as instance:
+        tags = {COMMAND: "run", **({REFRESH: ",".join(sorted(refresh))} if refresh else {})}
+        result = run_steps(instance, steps, tags)
+    add_result(reports, steps, result)
+    return result
+
+
+def steps_of(assets: Container[str]) -> dict[str, list[AssetKey]]:
+    """Return the steps that make any of these assets, each with all that it makes."""
+    return {
+        step.node_def.name: sorted(step.keys)
+        for step in defs.assets or ()
+        if isinstance(step, AssetsDefinition)
+        and step.is_materializable
+        and any(key.to_user_string() in assets for key in step.keys)
+    }
+
+
+def run_steps(
+    instance: DagsterInstance, steps: Mapping[str, Sequence[AssetKey]], tags: Mapping[str, str]
+) -> ExecuteInProcessResult:
+    """Run some steps of the project in this process, with progress on stderr."""
     logger = progress_logger(steps, lambda line: click.echo(line, err=True))
     job = Definitions.merge(
         defs, Definitions(loggers={"console": logger})
     ).resolve_implicit_global_asset_job_def()
-    with local_instance() as instance:
-        result = job.execute_in_process(
-            run_config={"loggers": {"console": {"config": {}}}},
-            instance=instance,
-            asset_selection=[key for keys in steps.values() for key in keys],
-            tags={COMMAND: "run", **({REFRESH: ",".join(sorted(refresh))} if refresh else {})},
-            raise_on_error=False,
-        )
-    add_result(reports, steps, result)
-    return result
+    return job.execute_in_process(
+        run_config={"loggers": {"console": {"config": {}}}},
+        instance=instance,
+        asset_selection=[key for keys in steps.values() for key in keys],
+        tags=dict(tags),
+        raise_on_error=False,
+    )
 
 
 def local_instance() -> DagsterInstance:

@@ -9,6 +9,8 @@ from typing import Any
 from mlops_assets.cli.planning import Project
 from mlops_assets.durations import seconds
 from mlops_assets.errors import SettingsError
+from mlops_assets.store.artifacts import ArtifactStore
+from mlops_assets.store.champions import Champions
 from mlops_assets.store.history import Entry, history
 from mlops_assets.store.memo import differences
 from mlops_assets.store.prune import PruneReport, prune
@@ -25,7 +27,12 @@ def history_as_json(asset: str, partition: str | None, limit: int) -> list[dict[
     UserError
         Nothing is known of the asset, or the store cannot be read.
     """
-    store = Project.load().store
+    project = Project.load()
+    store = project.store
+    pipeline, _, stage = asset.partition("/")
+    is_champion = stage == "champion" and pipeline in project.names
+    if is_champion and (promotions := _promotions(store, pipeline)):
+        return promotions[:limit]
     found = history(store, asset.split("/"), partition)
     if not found.entries:
         raise SettingsError(f"{store.url} holds no version of {asset!r}; `mlops plan` lists assets")
@@ -45,7 +52,10 @@ def history_as_text(entries: Sequence[dict[str, Any]]) -> str:
         facts += [] if entry["present"] or not entry["version"] else ["deleted"]
         facts += [f"{entry['seconds']:.1f} s"] if entry["seconds"] is not None else []
         facts += [f"run {entry['run_id']}"] if entry["run_id"] else []
+        facts += [f"promotion {entry['promotion']}"] if "promotion" in entry else []
         lines.append("  ".join(facts))
+        if "reason" in entry:
+            lines.append(f"    reason   {entry['reason']}")
         if entry["metrics"]:
             values = (f"{name} {value:.4g}" for name, value in entry["metrics"].items())
             lines.append(f"    metrics  {', '.join(values)}")
@@ -97,6 +107,32 @@ def _as_lines(report: PruneReport, dry_run: bool) -> list[str]:
     freed = sum(folder.freed for folder in report.folders)
     total = "would be deleted" if dry_run else "deleted"
     return [*lines, f"{count} versions, {size(freed)} {total}"]
+
+
+def _promotions(store: ArtifactStore, pipeline: str) -> list[dict[str, Any]]:
+    """Return the promotions of a pipeline's champions, the newest first."""
+    promotions = Champions(store, pipeline).history()
+    objects = {one.version: one for one in store.versions([pipeline, "champion"])}
+    return [
+        {
+            "at": one.at,
+            "partition": None,
+            "version": one.version,
+            "size": objects[one.version].size if one.version in objects else None,
+            "present": one.version in objects,
+            "run_id": one.run_id,
+            "seconds": None,
+            "inputs": {},
+            "code_version": None,
+            "changes": [],
+            "metrics": dict(one.metrics),
+            "promotion": one.number,
+            "by": one.by,
+            "restores": one.restores,
+            "reason": one.reason,
+        }
+        for one in reversed(promotions)
+    ]
 
 
 def _as_json(entry: Entry, before: Entry | None) -> dict[str, Any]:

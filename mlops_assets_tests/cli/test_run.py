@@ -69,6 +69,26 @@ def test_run_materialises_every_pipeline_and_says_what_came_out(customers: Proje
         assert instance.get_latest_materialization_event(AssetKey(["customers", "champion"]))
 
 
+def test_a_search_is_one_asset_of_the_summary_and_every_trial_a_line_of_the_progress(
+    customers: Project,
+) -> None:
+    search = "tune: {trials: 2, folds: 2, space: {strategy: [prior, most_frequent]}}\n"
+    customers.add("customers", DUMMY + search)
+    customers.add("refused", DUMMY + search.replace("[prior, most_frequent]", "[wrong, worse]"))
+    done = mlops(customers, "run", "--json")
+    pipelines = summary(done)["pipelines"]
+
+    assert "customers/best_params" in pipelines["customers"]["executed"]
+    assert pipelines["customers"]["failed"] == pipelines["customers"]["skipped"] == []
+    assert "customers/best_params\n" in done.stderr
+    for number in (0, 1):
+        assert f"        trial {number} with strategy=" in done.stderr
+    assert done.stderr.count("/best_params\n") == 2
+    assert pipelines["refused"]["failed"] == ["refused/best_params"]
+    assert "refused/model" in pipelines["refused"]["skipped"]
+    assert "all 2 trials failed" in pipelines["refused"]["error"]
+
+
 def test_run_goes_on_with_the_others_when_one_pipeline_fails_and_one_file_is_broken(
     customers: Project,
 ) -> None:
