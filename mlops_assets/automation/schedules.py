@@ -111,7 +111,7 @@ def stale_training(
     plan = plan_pipeline(spec, store.outside, recorded)
     if plan.error is not None:
         raise UndecidedError(f"{spec.name}: {plan.error}")
-    reasons = dict.fromkeys(plan.unrecorded, "computed before, but not in this Dagster")
+    reasons = dict.fromkeys(plan.unrecorded, "computed before, but not the latest in this Dagster")
     reasons |= dict(plan.execute)
     return launchable(lineage, keys, lambda key, _: reasons.get(key.to_user_string()))
 

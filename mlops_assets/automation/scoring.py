@@ -131,14 +131,17 @@ def _compared(
     scored, compared = lineage.latest(predictions), lineage.latest(drift)
     busy = {*lineage.in_progress(predictions), *lineage.in_progress(drift)}
     requests: dict[str, RunRequest] = {}
+    # The keys name the latest event, as files may become again what they were before: a sensor
+    # launches a key once, ever.
     fresh, in_progress = [], []
     for day, identity in found.items():
         before = scored.get(day)
-        told = compared[day].tags.get(LABELS) if day in compared else None
+        report = compared.get(day)
+        told = report.tags.get(LABELS) if report else None
         if before is None or before.tags.get(INBOX) != identity:
             reason = "never scored" if before is None else "other files than when it was scored"
             request = RunRequest(
-                run_key=f"{day} {identity}",
+                run_key=f"{day} {identity} after {before and before.event}",
                 partition_key=day,
                 tags={INBOX: identity, REASON: f"{predictions.to_user_string()} {day}: {reason}"},
             )
@@ -146,7 +149,7 @@ def _compared(
             reason = "never compared" if told is None else "other labels than it was made with"
             # by itself: a new champion would score the day again
             request = RunRequest(
-                run_key=f"{day} {identity} {labels.get(day)}",
+                run_key=f"{day} {identity} {labels.get(day)} after {report and report.event}",
                 partition_key=day,
                 asset_selection=[drift],
                 tags={

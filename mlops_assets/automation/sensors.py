@@ -135,6 +135,8 @@ class _Seen(NamedTuple):
 
     digest: str = ""
     """Of the listing that was last acted on."""
+    acted: float = 0
+    """When that was, in seconds since 1970."""
     objects: int = 0
     newest: tuple[float, str] = (0, "")
     last: str = ""
@@ -143,8 +145,9 @@ class _Seen(NamedTuple):
     @classmethod
     def load(cls, cursor: str | None) -> _Seen:
         with suppress(ValueError, TypeError):  # edited by hand: as if it had been reset
-            digest, objects, (modified, name), last = json.loads(cursor or "")
-            return cls(str(digest), int(objects), (float(modified), str(name)), str(last))
+            digest, acted, objects, (modified, name), last = json.loads(cursor or "")
+            newest = (float(modified), str(name))
+            return cls(str(digest), float(acted), int(objects), newest, str(last))
         return cls()
 
     def dump(self) -> str:
@@ -219,13 +222,14 @@ def _training(spec: PipelineSpec, context: SensorEvaluationContext, seen: _Seen)
     chosen = stale_training(spec, context)
     if chosen.later:  # a run is at work: what that leaves stale is launched when it has ended
         return _Decision(skip_reason(training_keys(spec), chosen), waiting)
-    acted_on = _Seen(found.digest, found.objects, found.newest, found.digest)
+    acted_on = _Seen(found.digest, time.time(), found.objects, found.newest, found.digest)
     if not chosen.now:
         return _Decision(skip_reason(training_keys(spec), chosen), acted_on)
     launch = request_of(chosen.now, {NEW_DATA: _news(found, seen)})
     run = RunRequest(
-        # of equal keys Dagster launches one, also when it evaluates this tick again
-        run_key=f"{seen.digest} → {found.digest}",
+        # Of equal keys Dagster launches one, ever: the same when it evaluates this tick again, and
+        # another one when a source becomes what it was before.
+        run_key=f"{seen.digest} at {seen.acted} → {found.digest}",
         job_name=f"{spec.name}_training",
         asset_selection=launch.asset_selection,
         tags=launch.tags,

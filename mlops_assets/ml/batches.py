@@ -179,6 +179,8 @@ def _csv_batches(
 
     head = _head(content, name)
     names = _header(head, name)
+    if not head.count(b"\n") + head.count(b"\r"):  # Arrow wants a line to end
+        return
     text = _Text(head, content)
     row = 0
     try:

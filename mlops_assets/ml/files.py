@@ -67,9 +67,9 @@ def find(
     """
     if "://" in uri and not uri.startswith("file://"):
         return _find_remote(uri, dict(storage_options or {}))
-    path = os.path.normpath(folder / uri.removeprefix("file://"))
-    with mendable(path):
-        return _find_local(path)
+    location = uri.removeprefix("file://")
+    with mendable(os.path.normpath(folder / location)):
+        return _find_local(location, folder)
 
 
 def identity(data: DataSpec, folder: Path, storage_options: Mapping[str, str] | None = None) -> str:
@@ -100,20 +100,33 @@ def identity(data: DataSpec, folder: Path, storage_options: Mapping[str, str] | 
     return digest.hexdigest()[:16]
 
 
-def _find_local(pattern: str) -> list[SourceFile]:
-    if not _GLOB.search(pattern) or Path(pattern).exists():
-        path = Path(pattern)
+def local_glob(location: str, folder: Path) -> tuple[Path, str] | None:
+    """Divide a local glob into the folder that it always is in and the rest; None for a file.
+
+    The folder of the pipeline file is taken as it is, whatever characters are in its name.
+    """
+    if not _GLOB.search(location) or (folder / location).exists():
+        return None
+    fixed = os.path.dirname(_GLOB.split(location)[0])
+    pattern = os.path.normpath(location[len(fixed) :].lstrip("/"))
+    return Path(os.path.normpath(folder / fixed)), pattern
+
+
+def _find_local(location: str, folder: Path) -> list[SourceFile]:
+    path = Path(os.path.normpath(folder / location))
+    divided = local_glob(location, folder)
+    if divided is None:
         _require_file(path)
         return [_local_file(path, path.name)]
-    root = Path(_GLOB.split(pattern)[0] + "_").parent
+    root, pattern = divided
     try:
-        matches = sorted(root.glob(str(Path(pattern).relative_to(root))))
+        matches = sorted(root.glob(pattern))
     except ValueError as error:
-        raise DataError(f"data.uri: {pattern} is no glob: {error}") from error
+        raise DataError(f"data.uri: {path} is no glob: {error}") from error
     parts = [(path, path.relative_to(root)) for path in matches if path.is_file()]
     shown = [(path, part) for path, part in parts if not re.search(r"(^|/)\.", part.as_posix())]
     if not shown:
-        raise DataError(f"data.uri: no file matches {pattern}")
+        raise DataError(f"data.uri: no file matches {path}")
     return [_local_file(path, part.as_posix()) for path, part in shown]
 
 

@@ -21,6 +21,7 @@ from mlops_assets.ml.files import (
     connection,
     file_system,
     find,
+    local_glob,
     mendable,
 )
 
@@ -113,9 +114,9 @@ def _objects(uri: str, folder: Path, options: dict[str, str]) -> Iterator[Object
     if uri.startswith(BUNDLED):
         yield Object(uri, "", 0, may_grow=False)
     elif scheme == "file":
-        path = os.path.normpath(folder / uri.removeprefix("file://"))
-        with mendable(path):
-            yield from _local(path)
+        location = uri.removeprefix("file://")
+        with mendable(os.path.normpath(folder / location)):
+            yield from _local(location, folder)
     elif scheme in OBJECT_STORES and not scheme.startswith("http"):
         with mendable(uri):
             yield from _stored(uri, options)
@@ -124,13 +125,15 @@ def _objects(uri: str, folder: Path, options: dict[str, str]) -> Iterator[Object
             yield Object(file.part, file.tag(), 0, may_grow=False)
 
 
-def _local(pattern: str) -> Iterator[Object]:
+def _local(location: str, folder: Path) -> Iterator[Object]:
     """List local files as `files.find` finds them, hidden ones left out."""
-    if not _GLOB.search(pattern) or os.path.exists(pattern):
-        yield _local_object(os.path.basename(pattern), os.stat(pattern))
+    divided = local_glob(location, folder)
+    if divided is None:
+        path = folder / location
+        yield _local_object(path.name, path.stat())
         return
-    root = os.path.dirname(_GLOB.split(pattern)[0] + "_")
-    for entry in _matching(root, os.path.relpath(pattern, root).split(os.sep)):
+    root, pattern = str(divided[0]), divided[1]
+    for entry in _matching(root, pattern.split(os.sep)):
         try:
             stat = entry.stat()
         except FileNotFoundError:  # a broken link, or gone since its folder was read

@@ -122,7 +122,7 @@ def test_what_another_instance_has_computed_is_launched_to_be_told_to_this_one(
     launched, why = training.tick()
 
     assert len(launched) == 6
-    assert "customers/raw: computed before, but not in this Dagster" in why
+    assert "customers/raw: computed before, but not the latest in this Dagster" in why
 
 
 def test_a_source_that_is_away_is_a_failed_tick_that_says_so(training: Training) -> None:

@@ -12,7 +12,7 @@ from mlops_assets.automation import sensors
 from mlops_assets.automation.schedules import REASON
 from mlops_assets.automation.sensors import NEW_DATA, source_sensor
 from mlops_assets.automation.staleness import UndecidedError
-from mlops_assets.ml import files
+from mlops_assets.ml import files, listing
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_customers
@@ -357,7 +357,22 @@ def test_a_cursor_that_was_edited_is_taken_for_none(
     assert len(new_data.tick()) == 1
 
 
-def test_files_of_a_day_are_scored_once_for_each_content(customers: Project) -> None:
+def test_a_bucket_that_becomes_what_it_was_before_is_a_change_each_time(
+    customers: Project, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # objects have no times that tell their second coming from the first
+    def as_object(name: str, stat: os.stat_result) -> listing.Object:
+        return listing.Object(name, str(stat.st_size), 0, may_grow=False)
+
+    monkeypatch.setattr(listing, "_local_object", as_object)
+    customers.add("customers", ON_NEW_DATA)
+    sensor = NewData(customers)
+    for rows in (120, 130, 120, 130, 120):
+        write_customers(data, rows=rows)
+        assert len(sensor.train()) == 1
+
+
+def test_files_of_a_day_are_scored_once_for_each_change(customers: Project) -> None:
     customers.add("customers", DUMMY + SCORE)
     sensor = NewData(customers)
     inbox = customers.folder / "pipelines" / "inbox"
@@ -377,6 +392,11 @@ def test_files_of_a_day_are_scored_once_for_each_content(customers: Project) -> 
     assert sensor.run(request)
     assert sensor.tick() == []
 
+    for rows in (3, 2, 3, 2):
+        arrives("2026-01-05", rows)
+        [request] = sensor.tick()
+        assert sensor.run(request)
+        assert sensor.tick() == []
     arrives("2026-01-05", 3)
     arrives("2026-01-06", 1)
     assert sorted(str(one.partition_key) for one in sensor.tick()) == ["2026-01-05", "2026-01-06"]

@@ -184,6 +184,7 @@ HEADER = "size,color,flag,seen\n"
         ({"a.csv": HEADER + "1,red,maybe,\n"}, "flag is not true or false .*'maybe' in row 0"),
         ({"a.csv": HEADER + "1,red,true,soon\n"}, "seen is not a time .*'soon' in row 0"),
         ({"a.csv": HEADER}, "there is no row in .*a.csv"),
+        ({"a.csv": HEADER.rstrip()}, "there is no row in .*a.csv"),
         (
             {"a.jsonl": '{"size": 1, "color": "red", "flag": true}\n'},
             "a.jsonl lacks the column seen",
