@@ -243,7 +243,10 @@ def _as_date(value: object) -> object:
 
 def _check_dated_uri(uri: str) -> str:
     if re.findall(r"\{.*?\}", uri) != ["{date}"]:
-        raise ValueError(f"{shown(uri)} must contain {{date}}, once, for the day that is scored")
+        raise ValueError(
+            f"{shown(uri)} must contain {{date}}, once, for the day that is scored, and nothing "
+            "else in braces"
+        )
     if uri.startswith("sklearn://"):
         raise ValueError(f"{shown(uri)} is a fixed data set: give files of the day that is scored")
     if uri.startswith(ASSET):
@@ -878,6 +881,7 @@ class PipelineSpec(_Part):
         if drift.metrics and score is not None and score.labels is None:
             _mistakes([(("metrics",), "realised metrics need the labels of score.labels")])
         _mistakes(_unfit_metrics([(("metrics", name), name) for name in drift.metrics], info))
+        _mistakes(_unknown_at_promotion(drift, info))
         return drift
 
     def metrics_for(self, kind: Kind) -> list[str]:
@@ -936,6 +940,18 @@ def _parameter_mistakes(
             yield (name,), why
     for name in missing_parameters(facts, params):
         yield (), f"{facts.name} needs the parameter {shown(name)}"
+
+
+def _unknown_at_promotion(drift: DriftSpec, info: ValidationInfo) -> Iterator[tuple[Location, str]]:
+    """Metrics whose loss nobody could tell; what is measured by default depends on the data."""
+    if not {"evaluate", "promote"} <= info.data.keys() or not info.data["evaluate"].metrics:
+        return
+    evaluate: EvaluateSpec = info.data["evaluate"]
+    measured = {*evaluate.metrics, *evaluate.gates, info.data["promote"].by}
+    for name in drift.metrics:
+        if name not in measured:
+            why = f"'{name}' is not measured before promotion: add it to evaluate.metrics"
+            yield ("metrics", name), why
 
 
 def _unfit_metrics(

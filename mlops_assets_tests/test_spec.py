@@ -136,6 +136,15 @@ LABELLED = {"score": {"uri": "{date}.csv", "labels": "labels/{date}.csv", "id": 
         ({**SCORED, "drift": {"min_rows": 0}}, "drift.min_rows", "greater than or equal to 1"),
         ({**SCORED, "drift": {"metrics": {"auc": {}}}}, "drift.metrics.auc.[key]", "not a metric"),
         (
+            {
+                **LABELLED,
+                "evaluate": {"metrics": ["accuracy"]},
+                "drift": {"metrics": {"roc_auc": {"warn": 0.1}}},
+            },
+            "drift.metrics.roc_auc",
+            "'roc_auc' is not measured before promotion: add it to evaluate.metrics",
+        ),
+        (
             {**LABELLED, "drift": {"metrics": {"r2": {"warn": 0.1}}}},
             "drift.metrics.r2",
             "measures regression",

@@ -76,7 +76,8 @@ def _shift_of(column: Mapping[str, Any]) -> str:
 
 def _new_in(column: Mapping[str, Any]) -> str:
     new = column["new"]
-    return f"{column['column']} {_listed(map(shown, new['examples']))} ({new['rows']} rows)"
+    names = _listed(map(shown, new["examples"]), new["categories"])
+    return f"{column['column']} {names} ({new['rows']} rows)"
 
 
 def _realised(realised: Mapping[str, Any] | None, least: int) -> tuple[Level, str]:
@@ -129,7 +130,8 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
 
 
-def _listed(texts: Iterable[str]) -> str:
+def _listed(texts: Iterable[str], total: int = 0) -> str:
+    """Return the first of some texts in words; `total` if there are more than the texts given."""
     named = list(texts)
-    more = len(named) - _MOST_NAMED
+    more = max(total, len(named)) - _MOST_NAMED
     return ", ".join(named[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

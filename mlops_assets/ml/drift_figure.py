@@ -62,9 +62,10 @@ def _draw_shares(axes: Axes, column: Mapping[str, Any]) -> None:
     bins = column["bins"]
     positions = range(len(bins["labels"]))
     then, now = ([position + shift for position in positions] for shift in (-0.2, 0.2))
-    axes.bar(then, bins["reference"], width=0.4, color=GREY, label="training")
+    axes.bar(then, bins["reference"], width=0.4, color=GREY, label="reference")
     axes.bar(now, bins["now"], width=0.4, color=_LEVEL_COLORS[column["level"]], label="now")
-    names = [shortened(label) for label in bins["labels"]]
+    is_ordered = column["type"] in ("number", "datetime")  # a range has no end if it is cut
+    names = [label if is_ordered else shortened(label) for label in bins["labels"]]
     axes.set_xticks(positions, names, rotation=0 if len("".join(names)) < 40 else 90)
     axes.legend(frameon=False)
     name, index = shortened(column["column"]), column["psi"]

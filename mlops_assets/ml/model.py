@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_assets.errors import DataError, ModelError
 from mlops_assets.spec import ColumnType, Task
+from mlops_assets.wording import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,8 +188,8 @@ def encode(target: pd.Series, classes: Sequence[ClassLabel] | None) -> Any:
     if len(unknown):
         known = _named([str(label) for label in classes])
         raise DataError(
-            f"column {target.name} has the class {unknown.iloc[0]!r} in {len(unknown)} rows, such "
-            f"as row {unknown.index[0]}, which the model was not trained on; it knows {known}"
+            f"column {target.name} has the class {shown(unknown.iloc[0])} in {len(unknown)} rows, "
+            f"such as row {unknown.index[0]}, which the model was not trained on; it knows {known}"
         )
     return codes.to_numpy(dtype="int64")
 

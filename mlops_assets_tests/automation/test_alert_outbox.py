@@ -166,6 +166,22 @@ def test_partitions_of_one_backfill_are_one_trouble_whatever_their_errors() -> N
     assert message.body.endswith("http://ui/runs/b/x")
 
 
+def test_a_failure_in_a_backfill_is_told_after_a_warning_of_it_and_beside_it() -> None:
+    warning, failure = (
+        Incident(
+            "drift in p", kind, kind, page="http://ui/1", at=0.0, backfill="http://ui/runs/b/x"
+        )
+        for kind in ("warning", "failure")
+    )
+    outbox = tick(Outbox(), 0.0, warning)
+    outbox.add([warning, failure], [0], 1.0)
+
+    assert [message.kind for message in outbox.waiting] == ["failure"]
+    together = Outbox()
+    together.add([warning, failure], [0], 0.0)
+    assert [message.kind for message in together.waiting] == ["warning", "failure"]
+
+
 def test_the_same_error_without_a_backfill_is_told_by_the_page_of_its_run() -> None:
     outbox = Outbox()
     outbox.add([trouble(partition="1"), trouble(partition="2")], [0], 0.0)
@@ -194,3 +210,8 @@ def test_half_a_character_of_a_broken_source_is_told_as_one_that_can_be_sent() -
 
 def test_a_password_is_hidden_also_where_a_long_line_is_cut() -> None:
     assert "hunter2" not in shown(f"{'x' * 280} http://user:hunter2@{'y' * 100}")
+
+
+def test_whatever_may_be_secret_in_a_url_is_hidden() -> None:
+    error = "https://me:p@hunter2@host/a.csv?sig=hunter3&x=1 is gone, 's3://bucket/b?hunter4' too?"
+    assert shown(error) == "https://…@host/a.csv?… is gone, 's3://bucket/b?…' too?"

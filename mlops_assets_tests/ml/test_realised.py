@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlops_assets.errors import DataError
 from mlops_assets.ml.drift import compare, profiles, reference, stored_scores
 from mlops_assets.ml.inbox import files_of_day
-from mlops_assets.ml.model import TrainedModel
+from mlops_assets.ml.model import TrainedModel, encode
 from mlops_assets.ml.realised import judged, read_labels, realised
 from mlops_assets.ml.score import score_batches
 from mlops_assets.ml.train import train
@@ -137,6 +137,12 @@ def test_a_label_that_is_no_class_is_named(
     model, batches = scored
     with pytest.raises(DataError, match="the class 'maybe' in 1 rows"):
         realised(model, batches, labels(["1", "2"], ["yes", "maybe"]), ["id", "shop"], [])
+
+
+def test_a_label_that_is_no_class_is_named_as_the_file_has_it() -> None:
+    target = pd.Series(np.array([10, 99]), name="y")
+    with pytest.raises(DataError, match=r"the class '99' in 1 rows, such as row 1,"):
+        encode(target, [10, 20])
 
 
 def test_repeated_ids_are_named(scored: tuple[TrainedModel, list[pa.RecordBatch]]) -> None:

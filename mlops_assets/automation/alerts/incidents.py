@@ -49,9 +49,12 @@ class Incident:
 
     @property
     def key(self) -> str:
-        """The same for incidents that are one trouble; within a backfill whatever the details."""
+        """The same for incidents that are one trouble; within a backfill whatever the details.
+
+        A failure is another trouble than a warning, which must not hide it.
+        """
         told_apart_by = self.told_apart_by or first_line(self.details)
-        text = f"{self.title}\n{self.backfill or told_apart_by}"
+        text = f"{self.title}\n{self.kind}\n{self.backfill or told_apart_by}"
         return sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
@@ -120,8 +123,9 @@ when only failed runs are looked back for."""
 
 
 def shown(details: str) -> str:
-    """Return the first lines of an error, without the passwords of URLs in it."""
-    text = re.sub(r"://[^/\s@]+@", "://…@", details)
+    """Return the first lines of an error, without the passwords and signatures of URLs in it."""
+    text = re.sub(r"://[^/\s]+@", "://…@", details)
+    text = re.sub(r"(://[^\s?]+\?)[^\s'\"]+", r"\1…", text)
     text = text.encode(errors="replace").decode()  # no channel takes half a character
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     more = [f"… {len(lines) - LINES} more lines"] if len(lines) > LINES else []
