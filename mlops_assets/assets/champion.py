@@ -98,7 +98,7 @@ def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             current, decision = promote_if_better(
                 spec, store.artifacts, model, test, metrics, run_id=context.run.run_id
             )
-            held = current and champion_artifact(spec, store.artifacts, current.version)
+            held = current and _held(spec, store.artifacts, current, decision)
         context.log.info(decision.reason)
         numbers, figures = _numbers(decision), _figures(decision)
         facts: dict[str, Any] = {"reason": decision.reason, **numbers}
@@ -180,14 +180,17 @@ def champion_artifact(spec: PipelineSpec, store: ArtifactStore, version: str) ->
 
     Raises
     ------
-    StoreError
+    MissingArtifactError
         It is neither here nor there.
     """
-    key = key_of(spec, "champion").path
-    try:
-        return store.copy(store.find(key, version), key)
-    except (MissingArtifactError, CorruptArtifactError):
-        return store.copy(store.find(key_of(spec, "model").path, version), key)
+    champion, model = key_of(spec, "champion"), key_of(spec, "model")
+    for key in (champion, model):
+        with suppress(MissingArtifactError, CorruptArtifactError):
+            return store.copy(store.find(key.path, version), champion.path)
+    raise MissingArtifactError(
+        f"{version} is missing or damaged under both {champion.to_user_string()} and "
+        f"{model.to_user_string()} in {store.url}"
+    )
 
 
 def promote_if_better(
@@ -267,6 +270,18 @@ def _compare(
     comparison = compare(challenger, champion, seed=spec.split.seed)
     least = spec.promote.min_improvement
     return decide(metrics, gates, by=by, comparison=comparison, min_improvement=least)
+
+
+def _held(
+    spec: PipelineSpec, store: ArtifactStore, current: Champion, decision: "Decision"
+) -> Artifact:
+    try:
+        return champion_artifact(spec, store, current.version)
+    except MissingArtifactError as error:
+        raise MissingArtifactError(
+            f"the champion of {spec.name} is lost ({error}), and the new model does not take its "
+            f"place: {decision.reason}; to choose one: `mlops promote {spec.name}`"
+        ) from error
 
 
 def _passed_over(spec: PipelineSpec, model: Artifact, by_hand: Champion) -> str:

@@ -82,9 +82,11 @@ def pipeline_text(data: DataSpec, frame: pd.DataFrame) -> str:
     Raises
     ------
     DataError
-        The target has one value only.
+        The target has no value or one only, or there is nothing to predict it from.
     """
     target = frame[data.target].dropna()
+    if target.empty:
+        raise DataError(f"--target: {data.target} has no value in any row")
     task = infer_task(target)
     classes = target.value_counts()
     if len(classes) < 2:
@@ -94,6 +96,9 @@ def pipeline_text(data: DataSpec, frame: pd.DataFrame) -> str:
     rarest = classes.index[-1]
     positive = rarest.item() if hasattr(rarest, "item") else rarest
     ids = [column for column in frame if column != data.target and _is_id(frame[column])]
+    if len(ids) + 1 == len(frame.columns):
+        told = f" ({', '.join(ids)} only tells rows apart)" if ids else ""
+        raise DataError(f"--data: there is nothing to predict {data.target} from{told}")
     lines = [
         "# Written by `mlops new` from the data: everything may be changed. `mlops schema` prints",
         "# what is allowed.",

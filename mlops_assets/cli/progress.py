@@ -36,31 +36,35 @@ class ProgressHandler(logging.Handler):
         self._echo = echo
         self._position = 0
         self._begun: dict[str, float] = {}
+        self._begun_parts: set[str] = set()
         self._made: set[str] = set()
         self._broken: dict[str, list[AssetCheckEvaluation]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the line for one of Dagster's events, or what a step has said.
 
-        Of a step only warnings; of the parts of a graph everything.
+        Of a step only warnings; of the parts of a graph everything. Nothing of what never begins,
+        because something that it needs has failed: the summary counts that.
         """
         event: DagsterEvent | None = getattr(record, "dagster_event", None)
         if event is not None:
             self._emit_event(event)
             return
         said = getattr(record, "dagster_meta", {})
-        step, _, part = (said.get("step_key") or "").partition(".")
-        if step not in self._begun:
+        key = said.get("step_key") or ""
+        if key not in self._begun_parts:
             return
         if record.levelno >= logging.WARNING:
             self._echo(f"        {record.levelname.lower()}: {said['orig_message']}")
-        elif part and record.levelno == logging.INFO:
+        elif "." in key and record.levelno == logging.INFO:
             self._echo(f"        {said['orig_message']}")
 
     def _emit_event(self, event: DagsterEvent) -> None:
         step, _, part = (event.step_key or "").partition(".")
         if step not in self._steps:
             return
+        if event.is_step_start:
+            self._begun_parts.add(str(event.step_key))
         # a graph begins with the first of its parts and ends with the one that makes its asset
         begun, made = step in self._begun, step in self._made
         if part and ((event.is_step_start and begun) or (event.is_step_success and not made)):

@@ -117,8 +117,13 @@ def nothing_to_do(step: StepExecutionContext, outside: Outside) -> Iterator[Dags
     is_known: IsKnown | None = getattr(decorated_function(step), "is_known", None)
     if is_known is None or not is_known(step, outside):
         return None
+    return replay_step(step, _finished_before(step), {})
+
+
+def _finished_before(step: StepExecutionContext) -> Iterator[Output[None]]:
+    """Say so once the step has begun: what is said earlier belongs to no step."""
     step.log.info(f"reused: {step.node_handle.name} was finished before")
-    return replay_step(step, [Output(None, name) for name in outputs_without_value(step)], {})
+    yield from (Output(None, name) for name in outputs_without_value(step))
 
 
 def forced(step: StepExecutionContext, assets: Iterable[AssetKey]) -> str | None:

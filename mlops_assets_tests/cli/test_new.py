@@ -94,12 +94,17 @@ def test_the_gate_suits_the_task(folder: Path, data: str, target: str, gate: obj
         ("leaving", "customers.csv", "lefft", "did you mean 'left'?"),
         ("leaving", "customers.xlsx", "left", "must end with one of"),
         ("leaving", "constant.csv", "left", "the same value in every row"),
+        ("leaving", "unlabelled.csv", "left", "left has no value in any row"),
+        ("leaving", "ids.csv", "left", "nothing to predict left from (id only tells rows apart)"),
     ],
 )
 def test_a_mistake_is_explained_and_no_file_is_left(
     folder: Path, name: str, data: str, target: str, expected: str
 ) -> None:
     (folder / "constant.csv").write_text("age,left\n" + "30,no\n" * 5)
+    (folder / "unlabelled.csv").write_text("age,left\n" + "30,\n" * 5)
+    ids = "".join(f"{row},{'yes' if row % 2 else 'no'}\n" for row in range(20))
+    (folder / "ids.csv").write_text(f"id,left\n{ids}")
 
     result = new(name, data, target)
 

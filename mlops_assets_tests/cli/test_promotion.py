@@ -346,13 +346,30 @@ def test_a_champion_that_is_lost_or_damaged_is_not_gone_back_to_unless_its_model
     for command in (["rollback", "customers"], ["promote", "customers", "--version", second]):
         said = desk.is_refused(*command)
         assert f"{second} cannot become the champion of customers" in said
-        assert str(desk.model(second).with_suffix("")) in said
+        assert "missing or damaged under both customers/champion and customers/model" in said
     assert desk.recorded("champion") == versions[2]
 
     desk.model(second).write_bytes(kept)
     desk.reports("rollback", "customers")
     assert desk.champion == second
     assert desk.model(second, "champion").read_bytes() == kept
+
+
+def test_a_lost_champion_whom_nobody_replaces_fails_the_step_which_says_how_to_choose_another(
+    desk: Desk, versions: list[str]
+) -> None:
+    for stage in ("model", "champion"):
+        desk.model(versions[2], stage).unlink()
+    unreachable = variant(200).replace(">= 0.7", ">= 1")
+    desk.edit(unreachable)
+    done = desk.types("run", "customers", "--json")
+
+    assert done.exit_code == 1
+    error = json.loads(done.stdout.splitlines()[-1])["pipelines"]["customers"]["error"]
+    assert f"the champion of customers is lost ({versions[2]} is missing or damaged" in error
+    assert "gate accuracy >= 1.0 failed" in error
+    assert "`mlops promote customers`" in error
+    assert desk.reports("promote", "customers", "--force")["champion"]["number"] == 4
 
 
 def test_a_damaged_log_is_named_and_nothing_is_moved(desk: Desk) -> None:

@@ -89,6 +89,23 @@ def test_a_search_is_one_asset_of_the_summary_and_every_trial_a_line_of_the_prog
     assert "all 2 trials failed" in pipelines["refused"]["error"]
 
 
+def test_every_trial_that_was_finished_before_is_told_and_none_that_never_began(
+    customers: Project,
+) -> None:
+    search = "tune: {trials: 2, parallel: 1, folds: 2, space: {strategy: [prior, uniform]}}\n"
+    customers.add("customers", DUMMY + search)
+    mlops(customers, "run")
+    customers.add("customers", DUMMY + search.replace("trials: 2", "trials: 3"))
+    customers.add("plans", DUMMY + search + "split: {group: plan}\n")
+    done = mlops(customers, "run")
+
+    for number in (0, 1):
+        assert f"        reused: trial_00{number} was finished before" in done.stderr
+    assert "        trial 2 with strategy=" in done.stderr
+    assert "FAILED: tune.folds: the training set has no 2 folds" in done.stderr
+    assert "Not executing" not in done.stderr
+
+
 def test_run_goes_on_with_the_others_when_one_pipeline_fails_and_one_file_is_broken(
     customers: Project,
 ) -> None:
