@@ -97,7 +97,7 @@ def pipeline_text(data: DataSpec, frame: pd.DataFrame) -> str:
     positive = rarest.item() if hasattr(rarest, "item") else rarest
     ids = [column for column in frame if column != data.target and _is_id(frame[column])]
     if len(ids) + 1 == len(frame.columns):
-        told = f" ({', '.join(ids)} only tells rows apart)" if ids else ""
+        told = f" ({', '.join(map(str, ids))} only tells rows apart)" if ids else ""
         raise DataError(f"--data: there is nothing to predict {data.target} from{told}")
     lines = [
         "# Written by `mlops new` from the data: everything may be changed. `mlops schema` prints",
