@@ -19,12 +19,6 @@ from mlops_assets.store.reuse import REFRESH
 OURS = ("MLOPS_", "MLFLOW_", "DAGSTER_", "AWS_")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that wait for a daemon: others run meanwhile, and none is left alone."""
-    waiting = {item.path for item in items if item.get_closest_marker("daemon")}
-    items.sort(key=lambda item: item.path not in waiting)
-
-
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
