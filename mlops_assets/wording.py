@@ -21,6 +21,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean '{by_lower_case[matches[0]]}'?)" if matches else ""
 
 
+def listed(values: Iterable[object], limit: int = 10, total: int = 0) -> str:
+    """Write values with commas between them, and how many are left out.
+
+    `total` says how many there are, if they are more than the values given.
+    """
+    texts = [str(value) for value in values]
+    more = max(total, len(texts)) - limit
+    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
 def size(number: int) -> str:
     """Return a number of bytes in the unit that people would use."""
     value = float(number)

@@ -5,7 +5,7 @@ What was found is `ml.drift` and `ml.realised`; when it is looked for is `assets
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dagster import AssetCheckResult, AssetCheckSeverity, MetadataValue, TableRecord
@@ -13,7 +13,7 @@ from dagster import AssetCheckResult, AssetCheckSeverity, MetadataValue, TableRe
 from mlops_assets.assets.common import as_markdown
 from mlops_assets.ml.drift import Level, worst
 from mlops_assets.spec import PipelineSpec
-from mlops_assets.wording import shown
+from mlops_assets.wording import listed, shown
 
 FEATURES, SCORES, REALISED = "features_drift", "score_drift", "realised_metrics"
 """Names of the checks."""
@@ -57,14 +57,14 @@ def _shift(columns: Sequence[Mapping[str, Any]]) -> str:
     if not columns:
         return "there is no column to compare"
     shifted = [one for one in columns if one["level"] != "ok"]
-    named = _listed(map(_shift_of, shifted or columns[:1]))
+    named = listed(map(_shift_of, shifted or columns[:1]), _MOST_NAMED)
     said = (
         f"{len(shifted)} of {len(columns)} columns shifted: {named}"
         if shifted
         else f"none of {len(columns)} columns shifted, most of all {named}"
     )
     unseen = [_new_in(one) for one in columns if one["new"] and one["new"]["rows"]]
-    return f"{said}; never seen in training: {_listed(unseen)}" if unseen else said
+    return f"{said}; never seen in training: {listed(unseen, _MOST_NAMED)}" if unseen else said
 
 
 def _shift_of(column: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _shift_of(column: Mapping[str, Any]) -> str:
 
 def _new_in(column: Mapping[str, Any]) -> str:
     new = column["new"]
-    names = _listed(map(shown, new["examples"]), new["categories"])
+    names = listed(map(shown, new["examples"]), _MOST_NAMED, new["categories"])
     return f"{column['column']} {names} ({new['rows']} rows)"
 
 
@@ -128,10 +128,3 @@ def _as_record(column: Mapping[str, Any]) -> TableRecord:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
-
-
-def _listed(texts: Iterable[str], total: int = 0) -> str:
-    """Return the first of some texts in words; `total` if there are more than the texts given."""
-    named = list(texts)
-    more = max(total, len(named)) - _MOST_NAMED
-    return ", ".join(named[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -29,6 +29,7 @@ from mlops_assets.automation.schedules import REASON
 from mlops_assets.automation.staleness import UndecidedError
 from mlops_assets.dagster_internals.automation import Lineage
 from mlops_assets.errors import UserError
+from mlops_assets.wording import listed
 
 if TYPE_CHECKING:
     from dagster import UnresolvedAssetJobDefinition
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 MOST_LAUNCHES = 50
 """Runs that one tick launches; the other days are launched by the ticks after it."""
-
-_MOST_NAMED = 10
 
 
 class DaysToScore(NamedTuple):
@@ -64,7 +63,7 @@ class DaysToScore(NamedTuple):
             "a run is at work on": self.in_progress,
             "without finished files": self.without_files,
         }
-        lines = [f"{what}: {_newest(days)}" for what, days in groups.items() if days]
+        lines = [f"{what}: {listed(reversed(days))}" for what, days in groups.items() if days]
         return "\n".join(lines) or f"no finished file matches {uri} for any day so far"
 
 
@@ -181,11 +180,6 @@ def _gaps(found: Mapping[str, str], today: date) -> list[str]:
     first = date.fromisoformat(min(found))
     calendar = [(first + timedelta(n)).isoformat() for n in range((today - first).days + 1)]
     return [day for day in calendar if day not in found]
-
-
-def _newest(days: Sequence[str]) -> str:
-    shown = ", ".join(days[: -_MOST_NAMED - 1 : -1])
-    return shown + (f" and {len(days) - _MOST_NAMED} more" * (len(days) > _MOST_NAMED))
 
 
 def scoring_schedule(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_assets.errors import DataError, ModelError
 from mlops_assets.spec import ColumnType, Task
-from mlops_assets.wording import shown
+from mlops_assets.wording import listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +163,7 @@ def conform(frame: pd.DataFrame, features: Mapping[str, ColumnType]) -> pd.DataF
 
     missing = [name for name in features if name not in frame.columns]
     if missing:
-        raise DataError(f"the data lacks columns that the model was trained on: {_named(missing)}")
+        raise DataError(f"the data lacks columns that the model was trained on: {listed(missing)}")
     columns = {name: _conformed(frame[name], wanted) for name, wanted in features.items()}
     return pd.DataFrame(columns, index=frame.index)
 
@@ -186,7 +186,7 @@ def encode(target: pd.Series, classes: Sequence[ClassLabel] | None) -> Any:
     codes = target.astype("object").map({label: code for code, label in enumerate(classes)})
     unknown = target[codes.isna()]
     if len(unknown):
-        known = _named([str(label) for label in classes])
+        known = listed([str(label) for label in classes])
         raise DataError(
             f"column {target.name} has the class {shown(unknown.iloc[0])} in {len(unknown)} rows, "
             f"such as row {unknown.index[0]}, which the model was not trained on; it knows {known}"
@@ -214,7 +214,3 @@ def _conformed(column: pd.Series, wanted: ColumnType) -> pd.Series:
         f"column {column.name} was of the type {wanted} when the model was trained and is now "
         f"{column.dtype}; declare it in data.columns as {column.name}: {wanted}"
     )
-
-
-def _named(columns: Sequence[str]) -> str:
-    return ", ".join(columns[:10]) + (f" and {len(columns) - 10} more" * (len(columns) > 10))

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mlops_assets.errors import DataError
 from mlops_assets.ml.files import BUNDLED, find, identity
 from mlops_assets.ml.schema import schema_of
-from mlops_assets.ml.tables import Source, bundled_source, listed, source_of
+from mlops_assets.ml.tables import Source, bundled_source, source_of
 from mlops_assets.spec import ColumnType, DataSpec
-from mlops_assets.wording import nearest, shown
+from mlops_assets.wording import listed, nearest, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,9 +18,9 @@ from mlops_assets.errors import DataError, ModelError
 from mlops_assets.ml.batches import batches_of, columns_of
 from mlops_assets.ml.inbox import InboxFile
 from mlops_assets.ml.read import Column, own_type, typed_column
-from mlops_assets.ml.tables import Source, listed, suffixes
+from mlops_assets.ml.tables import Source, suffixes
 from mlops_assets.spec import ColumnType, DataSpec
-from mlops_assets.wording import nearest
+from mlops_assets.wording import listed, nearest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from mlops_assets.errors import DataError
 from mlops_assets.ml.files import BUNDLED, SourceFile
+from mlops_assets.wording import listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -339,9 +340,3 @@ def _without_dictionaries(table: pa.Table) -> pa.Table:
         if not re.match(r"__index_level_\d+__", name)
     }
     return pa.table(columns)
-
-
-def listed(values: Iterable[object], limit: int = 10) -> str:
-    """Write values with commas between them, and how many are left out."""
-    texts = [str(value) for value in values]
-    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" * (len(texts) > limit))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlops_assets.wording import first_line
+from mlops_assets.wording import first_line, listed
 
 if TYPE_CHECKING:
     from dagster import (
@@ -135,5 +135,4 @@ def shown(details: str) -> str:
 
 def named(names: Sequence[str]) -> str:
     """Return a list of names in words, cut where it gets too long."""
-    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(names[:NAMES]) + more
+    return listed(names, NAMES)
