@@ -177,9 +177,13 @@ def _gate(kind: ProblemKind, classes: int) -> str:
     return f"{gates[kind]}; ask for what is useful"
 
 
+_PLAIN = r"(\.\./)*[\w/~]([\w./~-]|:(?=\S))*( [\w./~-]+)*"
+"""Texts that YAML may read as they are. With a `:`, `-` or `...` elsewhere it may not parse """
+
+
 def _scalar(value: object) -> str:
     """Write a value so that YAML reads it as it is."""
-    plain = isinstance(value, str) and re.fullmatch(r"[\w./~:-]+( [\w./~-]+)*", value, re.ASCII)
+    plain = isinstance(value, str) and re.fullmatch(_PLAIN, value, re.ASCII)
     if plain and yaml.safe_load(str(value)) == value:
         return str(value)
     quoted = json.dumps(value, ensure_ascii=False)

@@ -226,7 +226,7 @@ def test_a_champion_that_cannot_be_restored_gives_way(customers: Project) -> Non
     facts = metadata(result, "customers/champion")
 
     assert facts["promoted_by_run"] == result.run_id
-    assert "is missing from the store" in facts["reason"]
+    assert "is missing or damaged under both" in facts["reason"]
 
 
 def test_a_step_reads_the_version_that_was_recorded_although_a_later_one_exists(

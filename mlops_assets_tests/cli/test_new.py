@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlops_assets.cli import main
@@ -125,6 +125,8 @@ def test_an_existing_pipeline_is_never_overwritten(folder: Path) -> None:
 
 
 @given(name=st.text(min_size=1, max_size=30), label=st.text(min_size=1, max_size=10))
+@example(name=":", label=": a")  # neither is YAML by itself
+@example(name="...", label="a: -")
 def test_any_column_and_class_that_can_be_read_can_be_written(
     tmp_path_factory: pytest.TempPathFactory, name: str, label: str
 ) -> None:
