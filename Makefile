@@ -41,7 +41,7 @@ check: setup  ## lint, format, types, import rules
 
 lock: setup  ## pin the newest allowed packages in requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --no-strip-extras --generate-hashes --python-version 3.11 \
-		--extra dev --upgrade --output-file requirements.lock pyproject.toml
+		--extra dev --extra k8s --upgrade --output-file requirements.lock pyproject.toml
 
 clean:  ## remove the virtual environment and everything that the project stored in the checkout
 	rm -rf .venv .mlops

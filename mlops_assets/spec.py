@@ -72,7 +72,15 @@ _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 _WIDEST_RANGE = 2**53  # beyond it floating point has gaps between whole numbers
-_MEMORY = re.compile(r"[1-9][0-9]{0,17}(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_MEMORY = re.compile(r"([1-9][0-9]{0,17})(Ki|Mi|Gi|Ti|k|M|G|T)?", re.ASCII)
+_UNITS: dict[str, int] = {
+    "": 1,
+    **{unit: 1000**n for n, unit in enumerate("kMGT", start=1)},
+    **{f"{unit}i": 1024**n for n, unit in enumerate("KMGT", start=1)},
+}
+# What Kubernetes accepts as the name and the value of a label.
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 # What Dagster accepts as the owner of an asset.
 _OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*")
 
@@ -115,6 +123,41 @@ def _check_name(text: str) -> str:
 def _check_memory(text: str) -> str:
     if not _MEMORY.fullmatch(text):
         raise ValueError(f"{shown(text)} is not an amount of memory: write it like 512Mi or 2Gi")
+    return text
+
+
+def in_bytes(memory: str) -> int:
+    """Return an amount of memory, such as 512Mi, in bytes."""
+    match = _MEMORY.fullmatch(_check_memory(memory))
+    assert match is not None
+    number, unit = match.groups(default="")
+    return int(number) * _UNITS[unit]
+
+
+def _check_gpus(value: object) -> object:
+    if value != "required" and not (type(value) is int and 0 <= value <= 64):
+        raise ValueError(
+            f"{shown(value)} is not a number of accelerators: allowed are 0 to 64, and required"
+        )
+    return value
+
+
+def _check_label_key(text: str) -> str:
+    prefix, separator, name = text.rpartition("/")
+    if not _LABEL.fullmatch(name) or (separator and not _DOMAIN.fullmatch(prefix)):
+        raise ValueError(
+            f"{shown(text)} is not a label of a node: allowed are names like `disk` and "
+            "`example.org/disk`, of letters, digits, -, _ and ."
+        )
+    return text
+
+
+def _check_label_value(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is not a value of a label: allowed are up to 63 letters, digits, "
+            "-, _ and ., beginning and ending with a letter or digit"
+        )
     return text
 
 
@@ -257,6 +300,16 @@ def _check_dated_uri(uri: str) -> str:
 
 
 ColumnName = Annotated[str, Field(min_length=1)]
+Memory = Annotated[str, AfterValidator(_check_memory)]
+Gpus = Annotated[
+    int | Literal["required"],
+    BeforeValidator(_check_gpus),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 64}, {"const": "required"}]}
+    ),
+]
+LabelKey = Annotated[str, AfterValidator(_check_label_key)]
+LabelValue = Annotated[str, AfterValidator(_check_label_value)]
 Metric = Annotated[
     str, AfterValidator(_check_scorer), WithJsonSchema({"type": "string", "enum": [*SCORERS]})
 ]
@@ -406,14 +459,88 @@ class SplitSpec(_Part):
         return group
 
 
-class ComputeSpec(_Part):
-    """What a training step asks for where steps have machines of their own."""
+class Toleration(_Part):
+    """A taint of a node that does not keep a step away from it; as Kubernetes writes it."""
 
-    cpu: float = Field(default=1, gt=0, description="Processor cores.")
-    memory: Annotated[str, AfterValidator(_check_memory)] = Field(
+    key: str | None = Field(default=None, description="Of the taint; left out: of every taint.")
+    operator: Literal["Exists", "Equal"] = Field(
+        default="Exists", description="Whether the value counts."
+    )
+    value: str | None = Field(default=None, description="Of the taint, with `operator: Equal`.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Left out: every effect."
+    )
+
+    @field_validator("value")
+    @classmethod
+    def _is_compared(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("operator") == "Exists":
+            raise ValueError("a value is compared with `operator: Equal` only")
+        return value
+
+
+class ComputeSpec(_Part):
+    """What a step asks for where steps have machines of their own, and which processor it uses."""
+
+    cpu: float = Field(default=1, gt=0, le=1024, description="Processor cores.")
+    memory: Memory = Field(
         default="2Gi", description="Bytes, as Kubernetes writes them: 512Mi, 2Gi."
     )
-    gpu: int = Field(default=0, ge=0, description="Accelerators.")
+    max_memory: Memory | None = Field(
+        default=None,
+        description="A step that is killed for want of memory is tried again with twice as much, "
+        "up to this. Default: four times `memory`.",
+        examples=["16Gi"],
+    )
+    gpu: Gpus = Field(
+        default=0,
+        description="Accelerators. An estimator that can use one does so; without one it is "
+        "trained on the processor with a warning. 'required': one, and without it the step fails.",
+    )
+    gpu_type: LabelValue | None = Field(
+        default=None,
+        description="The nodes' label nvidia.com/gpu.product, which NVIDIA's feature discovery "
+        "sets. Where nodes are labelled otherwise, use node_selector.",
+        examples=["NVIDIA-L4"],
+    )
+    ephemeral_storage: Memory | None = Field(
+        default=None, description="Scratch space on the node's disk.", examples=["20Gi"]
+    )
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default={},
+        description="Labels that a node must have.",
+        examples=[{"cloud.google.com/gke-accelerator": "nvidia-l4"}],
+    )
+    tolerations: list[Toleration] = Field(
+        default=[],
+        description="Taints of nodes that do not keep the step away. For a step with a GPU, "
+        "nvidia.com/gpu is among them already.",
+    )
+
+    @field_validator("max_memory")
+    @classmethod
+    def _is_not_less_than_memory(cls, limit: str | None, info: ValidationInfo) -> str | None:
+        memory = info.data.get("memory")
+        if limit is not None and memory is not None and in_bytes(limit) < in_bytes(memory):
+            raise ValueError(f"must not be less than memory, which is {memory}")
+        return limit
+
+    @field_validator("gpu_type")
+    @classmethod
+    def _is_of_a_gpu(cls, gpu_type: str | None, info: ValidationInfo) -> str | None:
+        if gpu_type is not None and info.data.get("gpu") == 0:
+            raise ValueError("a type without an accelerator: set gpu to 1 or more, or remove it")
+        return gpu_type
+
+    @property
+    def gpus(self) -> int:
+        """How many accelerators the step asks for."""
+        return 1 if self.gpu == "required" else self.gpu
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes beyond which a step that ran out of memory is not tried again."""
+        return in_bytes(self.max_memory) if self.max_memory else 4 * in_bytes(self.memory)
 
 
 class ModelSpec(_Part):

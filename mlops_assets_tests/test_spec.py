@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlops_assets.spec import Gate, PipelineSpec
+from mlops_assets.spec import ComputeSpec, Gate, PipelineSpec, in_bytes
 
 CHURN = {
     "name": "churn",
@@ -113,6 +113,24 @@ LABELLED = {"score": {"uri": "{date}.csv", "labels": "labels/{date}.csv", "id": 
         ({"model.features": "json:loads"}, "model.features", "json is a library"),
         ({"model.compute": {"memory": "2 GB"}}, "model.compute.memory", "like 512Mi or 2Gi"),
         ({"model.compute": {"cpu": math.inf}}, "model.compute.cpu", "finite"),
+        (
+            {"model.compute": {"memory": "2Gi", "max_memory": "1024Mi"}},
+            "model.compute.max_memory",
+            "less than memory, which is 2Gi",
+        ),
+        ({"model.compute": {"gpu": "maybe"}}, "model.compute.gpu", "0 to 64, and required"),
+        ({"model.compute": {"gpu": True}}, "model.compute.gpu", "0 to 64, and required"),
+        ({"model.compute": {"gpu_type": "NVIDIA-L4"}}, "model.compute.gpu_type", "set gpu to 1"),
+        (
+            {"model.compute": {"node_selector": {"disk": "a b"}}},
+            "model.compute.node_selector.disk",
+            "not a value of a label",
+        ),
+        (
+            {"model.compute": {"tolerations": [{"key": "spot", "value": "yes"}]}},
+            "model.compute.tolerations.0.value",
+            "operator: Equal",
+        ),
         ({"evaluate.metrics": ["auc"]}, "evaluate.metrics.0", "'auc' is not a metric"),
         ({"evaluate.metrics": ["roc_auc", "r2"]}, "evaluate.metrics.1", "measures regression"),
         ({"evaluate.gates": {"r2": ">= 0.5"}}, "evaluate.gates.r2", "measures regression"),
@@ -337,3 +355,21 @@ def test_a_stability_index_means_what_is_usual_unless_the_file_says_otherwise(va
     spec = make(**LABELLED, drift={"psi": {"warn": 10}, "metrics": {"roc_auc": {"warn": 0.02}}})
     assert spec.drift.psi.level(value) == "ok"
     assert spec.drift.metrics["roc_auc"].level(0.02) == "warn"
+
+
+def test_memory_is_written_as_kubernetes_writes_it() -> None:
+    assert [in_bytes(text) for text in ("1500", "1k", "512Mi", "2Gi")] == [
+        1500,
+        1000,
+        512 * 2**20,
+        2 * 2**30,
+    ]
+
+
+def test_a_step_may_be_given_four_times_its_memory_unless_the_file_says_otherwise() -> None:
+    assert ComputeSpec(memory="2Gi").memory_limit == 8 * 2**30
+    assert ComputeSpec(memory="2Gi", max_memory="3G").memory_limit == 3 * 10**9
+
+
+def test_a_required_gpu_is_one_gpu() -> None:
+    assert [ComputeSpec(gpu=gpu).gpus for gpu in (0, 2, "required")] == [0, 2, 1]

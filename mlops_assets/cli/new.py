@@ -178,7 +178,7 @@ def _gate(kind: ProblemKind, classes: int) -> str:
 
 
 _PLAIN = r"(\.\./)*[\w/~]([\w./~-]|:(?=\S))*( [\w./~-]+)*"
-"""Texts that YAML may read as they are. With a `:`, `-` or `...` elsewhere it may not parse """
+"""Texts that YAML may read as they are. With a `:`, `-` or `...` elsewhere it may not parse."""
 
 
 def _scalar(value: object) -> str:
