@@ -35,6 +35,7 @@ CARRIERS = tuple(
         "code_version",
         "dagster_internals",
         "errors",
+        "execution",
         "failures",
         "settings",
         "spec",

@@ -23,9 +23,9 @@ from mlops_assets.automation.schedules import training_schedule
 from mlops_assets.automation.scoring import scoring_schedule
 from mlops_assets.automation.sensors import pipeline_sensors
 from mlops_assets.execution.executors import local_executor
+from mlops_assets.execution.kubernetes import kubernetes_executor
 from mlops_assets.pipeline_file import PipelineFileError, load_pipelines
 from mlops_assets.settings import Settings
-from mlops_assets.spec import ComputeSpec, PipelineSpec
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.tracking import MlflowTracking
 
@@ -58,9 +58,6 @@ def build_defs(
     for error in pipelines.broken.values():
         log.error("%s", error)
     specs = list(pipelines.valid.values())
-    for spec in specs:
-        if ignored := _not_acted_on(spec):
-            log.warning("%s: nothing acts on %s yet", spec.name, ", ".join(ignored))
     jobs = {spec.name: training_job(spec) for spec in specs}
     scoring = {spec.name: job for spec in specs if (job := scoring_job(spec)) is not None}
     schedules = [
@@ -93,16 +90,8 @@ def build_defs(
             *alert_sensors([spec.name for spec in specs], settings.alert_urls, settings.ui_url),
         ],
         resources={**_resources(settings), **(overrides or {})},
-        executor=local_executor,
+        executor=kubernetes_executor if settings.deployment == "k8s" else local_executor,
     )
-
-
-def _not_acted_on(spec: PipelineSpec) -> list[str]:
-    """Name the fields that a pipeline file sets and that have no effect in this version."""
-    fields = {
-        "model.compute": spec.model.compute != ComputeSpec(),
-    }
-    return [name for name, is_set in fields.items() if is_set]
 
 
 def _resources(settings: Settings) -> dict[str, Any]:

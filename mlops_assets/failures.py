@@ -5,6 +5,9 @@ Everything else that a step raises may pass, and is left to the retry policy.
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +19,9 @@ from mlops_assets.errors import UserError
 
 if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, DagsterEvent
+
+STEP_POD = "DAGSTER_RUN_STEP_KEY"
+"""Variable that dagster-k8s sets in the pods of steps."""
 
 
 @contextmanager
@@ -35,6 +41,24 @@ def explained() -> Iterator[None]:
         raise Failure(description=str(error), allow_retries=False) from error
     except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
         raise RunInterrupted("the run was interrupted") from interrupt
+
+
+@contextmanager
+def silent_when_its_pod_ends(log: logging.Logger) -> Iterator[None]:
+    """End the process of a step whose pod was asked to end, without an event of it.
+
+    Whoever asked knows why, and the run's worker finds out: an evicted or pre-empted step is
+    launched again, which it could not be once it has told that it failed. Elsewhere than in the pod
+    of a step this does nothing.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        if STEP_POD not in os.environ:
+            raise
+        log.info("the pod of this step was asked to end")
+        logging.shutdown()
+        os._exit(128 + signal.SIGTERM)
 
 
 def reason_of(event: DagsterEvent, broken: Sequence[AssetCheckEvaluation]) -> str:

@@ -103,13 +103,19 @@ def test_one_broken_file_leaves_the_others_usable_and_is_visible(
     assert f"{broken}:1:" in caplog.text
 
 
-def test_a_field_that_nothing_acts_on_yet_is_said(
-    customers: Project, caplog: pytest.LogCaptureFixture
+def test_on_kubernetes_steps_run_in_pods_and_nothing_heavier_is_imported(
+    customers: Project,
 ) -> None:
-    customers.add("customers", CUSTOMERS + "  compute: {gpu: 1}\n")
-    customers.definitions()
+    environment = {**customers.environment(customers.folder), "MLOPS_DEPLOYMENT": "k8s"}
+    code = (
+        "import sys; from mlops_assets.definitions import defs; print(defs.executor.name, sorted("
+        "{'kubernetes', 'dagster_k8s', 'sklearn', 'pandas', 'mlflow'} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
 
-    assert "customers: nothing acts on model.compute yet" in caplog.text
+    assert ended.stdout.strip() == "kubernetes []"
 
 
 def test_a_hundred_pipelines_are_a_hundred_groups(project: Project) -> None:

@@ -37,7 +37,7 @@ from mlops_assets.assets.common import (
     as_markdown,
     key_of,
     link_of,
-    retry_policy,
+    step_settings,
     warnings_logged,
 )
 from mlops_assets.dagster_internals.steps import version_for
@@ -88,13 +88,16 @@ def build_best_params(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
 def _trial(search: "_Search", number: int) -> OpDefinition:
     spec = search.spec
     first = spec.tune.first_of_round(number)
+    step = step_settings(spec, "best_params", trains=True)
 
     @op(
         name=f"{spec.name}__trial_{number:03d}",
         ins={"train": _REFERENCE, **({"before": In(Nothing)} if first else {})},
         out=Out(Nothing, io_manager_key=STORE),
         required_resource_keys={STORE},
-        retry_policy=retry_policy(spec.retries),
+        retry_policy=step["retry_policy"],
+        tags=step["op_tags"],
+        pool=step["pool"],
         description="One set of parameters, measured by cross-validation.",
     )
     @known_by(lambda step, outside: search.is_known(step, outside, number))
@@ -107,13 +110,16 @@ def _trial(search: "_Search", number: int) -> OpDefinition:
 
 def _choose(search: "_Search") -> OpDefinition:
     spec = search.spec
+    step = step_settings(spec, "best_params")
 
     @op(
         name=f"{spec.name}__choose",
         ins={"train": _REFERENCE, "trials": In(Nothing)},
         out=Out(io_manager_key=STORE),
         required_resource_keys={STORE, MLFLOW},
-        retry_policy=retry_policy(spec.retries),
+        retry_policy=step["retry_policy"],
+        tags=step["op_tags"],
+        pool=step["pool"],
         description="The trial with the best mean over its folds.",
     )
     @defined_by(search.stage)

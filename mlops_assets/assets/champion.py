@@ -17,7 +17,7 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import MLFLOW, STORE, as_markdown, key_of, retry_policy
+from mlops_assets.assets.common import MLFLOW, STORE, as_markdown, key_of, step_settings
 from mlops_assets.errors import DataError, ModelError, StoreError
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
@@ -85,7 +85,7 @@ def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         owners=spec.owners,
         kinds={"scikitlearn", "mlflow"},
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "champion"),
         code_version=stage.code.version,
     )
     @defined_by(stage)

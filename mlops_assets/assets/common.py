@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from dagster import (
     AssetKey,
@@ -21,6 +21,8 @@ from dagster import (
     TextMetadataValue,
     UrlMetadataValue,
 )
+
+from mlops_assets.execution.compute import step_options, without_gpu
 
 if TYPE_CHECKING:
     from mlops_assets.spec import PipelineSpec, RetrySpec
@@ -49,6 +51,25 @@ def retry_policy(retries: RetrySpec) -> RetryPolicy:
         backoff=backoff[retries.backoff],
         jitter=Jitter.PLUS_MINUS if retries.jitter else None,
     )
+
+
+class StepSettings(TypedDict):
+    """Keyword arguments of Dagster's decorators for assets."""
+
+    retry_policy: RetryPolicy
+    op_tags: dict[str, Any]
+    pool: str | None
+
+
+def step_settings(spec: PipelineSpec, *assets: str, trains: bool = False) -> StepSettings:
+    """Return how the step that makes these assets is tried again, and what it asks for.
+
+    Every stage holds the same data and asks for the memory of `model.compute`; one that `trains`
+    asks for the accelerator as well.
+    """
+    compute = spec.model.compute if trains else without_gpu(spec.model.compute)
+    options = step_options(spec.name, ".".join(assets), compute)
+    return {"retry_policy": retry_policy(spec.retries), **options}
 
 
 @contextmanager

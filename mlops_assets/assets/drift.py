@@ -18,7 +18,7 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, retry_policy, warnings_logged
+from mlops_assets.assets.common import STORE, key_of, step_settings, warnings_logged
 from mlops_assets.assets.drift_report import FEATURES, REALISED, SCORES, facts, reports
 from mlops_assets.assets.predictions import not_asked, scoring_days
 from mlops_assets.errors import DataError, StoreError
@@ -66,7 +66,7 @@ def build_drift(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             AssetCheckSpec(name, asset=key, description=text) for name, text in checks.items()
         ],
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "drift"),
         code_version=stage.code.version,
     )
     @defined_by(stage)

@@ -19,7 +19,7 @@ from mlops_assets.assets.common import (
     STORE,
     as_markdown,
     key_of,
-    retry_policy,
+    step_settings,
     warnings_logged,
 )
 from mlops_assets.dagster_internals.steps import recorded_input_version
@@ -51,7 +51,7 @@ def build_metrics(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             for gate in spec.evaluate.conditions
         ],
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "metrics"),
         code_version=stage.code.version,
     )
     @defined_by(stage)

@@ -15,7 +15,7 @@ from mlops_assets.assets.common import (
     STORE,
     key_of,
     link_of,
-    retry_policy,
+    step_settings,
     warnings_logged,
 )
 from mlops_assets.dagster_internals.steps import recorded_input_version
@@ -45,7 +45,7 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         kinds={"scikitlearn", "mlflow"},
         metadata={"estimator": spec.model.estimator, "params": spec.model.params},
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "model", trains=True),
         code_version=stage.code.version,
     )
     @defined_by(stage)

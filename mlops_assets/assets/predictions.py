@@ -16,7 +16,7 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, retry_policy, warnings_logged
+from mlops_assets.assets.common import STORE, key_of, step_settings, warnings_logged
 from mlops_assets.dagster_internals.steps import recorded_input_version
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
@@ -76,7 +76,7 @@ def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         if score.id
         else [],
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "predictions"),
         code_version=stage.code.version,
     )
     @defined_by(stage)

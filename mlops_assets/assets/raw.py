@@ -19,7 +19,7 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, retry_policy
+from mlops_assets.assets.common import STORE, key_of, step_settings
 from mlops_assets.dagster_internals.automation import TAKES_WHAT_IS_THERE
 from mlops_assets.dagster_internals.steps import observe_input, recorded_input_versions
 from mlops_assets.errors import StoreError
@@ -59,7 +59,7 @@ def build_raw(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             )
         ],
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "raw"),
         code_version=stage.code.version,
     )
     @defined_by(stage)

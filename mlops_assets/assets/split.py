@@ -17,7 +17,7 @@ from dagster import (
     multi_asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, retry_policy
+from mlops_assets.assets.common import STORE, key_of, step_settings
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec, Task
 from mlops_assets.stages import Stage
@@ -76,7 +76,7 @@ def build_split(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             ),
         ],
         group_name=spec.name,
-        retry_policy=retry_policy(spec.retries),
+        **step_settings(spec, "train", "test"),
     )
     @defined_by(stage)
     def split(context: AssetExecutionContext, raw: Any) -> Iterator[Output[Any] | AssetCheckResult]:

@@ -46,6 +46,7 @@ __all__ = [
     "MemoisingMultiprocessExecutor",
     "StepHandler",
     "StepHandlerContext",
+    "checking_health_every",
     "config_fields",
     "forkserver_executor",
     "module_of",
@@ -232,4 +233,11 @@ def wrap_step_handler(executor: Executor, wrap: Callable[[StepHandler], StepHand
     if not isinstance(executor, StepDelegatingExecutor):
         raise TypeError(f"{type(executor).__name__} has no step handler to wrap")
     executor._step_handler = wrap(executor._step_handler)
+    return executor
+
+
+def checking_health_every(executor: Executor, seconds: int) -> Executor:
+    """Have a step-delegating executor look after its steps this often, and return it."""
+    assert isinstance(executor, StepDelegatingExecutor)
+    executor._check_step_health_interval_seconds = seconds
     return executor

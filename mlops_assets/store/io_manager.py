@@ -36,7 +36,7 @@ from mlops_assets.dagster_internals.steps import (
     run_step,
 )
 from mlops_assets.errors import StoreError, UserError
-from mlops_assets.failures import explained
+from mlops_assets.failures import explained, silent_when_its_pod_ends
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.memo import Memo, Outside
 from mlops_assets.store.reuse import StepComputation, latest_materialization, nothing_to_do
@@ -80,10 +80,12 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
             events = self._reused(step_context, computation)
         except (UserError, OSError) as error:  # the step comes to it again, and explains it
             step_context.log.warning(f"cannot tell whether this was computed before: {error}")
-        if computation is None:
-            yield from run_step(step_context) if events is None else events
-        else:
-            yield from self._telling(computation, computation.run() if events is None else events)
+        with silent_when_its_pod_ends(step_context.log):
+            if computation is None:
+                yield from run_step(step_context) if events is None else events
+            else:
+                known = computation.run() if events is None else events
+                yield from self._telling(computation, known)
 
     def reused(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent] | None:
         """Return the events of a step as if it had run, for executors; None if it has to run.
