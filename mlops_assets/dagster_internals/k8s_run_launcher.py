@@ -1,73 +1,118 @@
-"""The launcher of runs on Kubernetes: dagster-k8s' own, which keeps calm and leaves nothing behind.
+"""The launcher of runs that `k8s/base/dagster.yaml` names: `k8s_runs`, loaded when it is needed.
 
-While the API server is away, nobody can tell how a run's worker does. dagster-k8s reports that as a
-failure, and the daemon starts a second worker beside the first. And where run workers are resumed,
-a run that is cancelled leaves the pods of its steps to themselves. `k8s/base/dagster.yaml` names
-this one.
+Dagster makes the launcher in every process that opens the instance. The pods of steps launch
+nothing: they have no token for the API server, and need not import its client.
 """
 
 from __future__ import annotations
 
-import logging
+import json
+from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
-from dagster_k8s.launcher import K8sRunLauncher
-from kubernetes.client.rest import ApiException
-from urllib3.exceptions import HTTPError
-
-from mlops_assets.dagster_internals.k8s_client import PatientClient
+from dagster import Permissive
+from dagster._core.launcher.base import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    ResumeRunContext,
+    RunLauncher,
+)
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 if TYPE_CHECKING:
     from dagster import DagsterRun
 
-log = logging.getLogger(__name__)
+    from mlops_assets.dagster_internals.k8s_runs import WatchedK8sRuns
 
 
-class WatchedK8sRunLauncher(K8sRunLauncher):
-    """Launches runs as Kubernetes jobs. Configured like `dagster_k8s.K8sRunLauncher`."""
+class WatchedK8sRunLauncher(RunLauncher, ConfigurableClass):
+    """Launches runs as Kubernetes jobs. Configured like `dagster_k8s.K8sRunLauncher`.
 
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        self._client = self._api_client = PatientClient.of(self._api_client)
+    It has the attributes of that one, which dagster-k8s asks it for.
+    """
 
-    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Tell how a run's worker does; one that cannot be asked after is taken for alive.
+    def __init__(self, config: Mapping[str, Any], inst_data: ConfigurableClassData | None) -> None:
+        self._config, self._inst_data = config, inst_data
+        super().__init__()
 
-        The steps of a run that is over, because its worker is gone and has been replaced often
-        enough, are deleted.
+    @cached_property
+    def runs(self) -> WatchedK8sRuns:
+        """What talks to the API server.
+
+        Raises
+        ------
+        dagster.DagsterInvalidConfigError
+            The configuration is not one of `dagster_k8s.K8sRunLauncher`.
+        kubernetes.config.ConfigException
+            This process has no access to an API server.
         """
-        try:
-            self._client.jobs(self._namespace_of(run), _steps_of(run.run_id))
-        except (ApiException, HTTPError) as error:
-            log.warning("how run %s does cannot be found out: %s", run.run_id, error)
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
-        result: CheckRunHealthResult = super().check_run_worker_health(run)
-        if result.status in (WorkerStatus.RUNNING, WorkerStatus.SUCCESS):
-            return result
-        if not self._instance.run_will_resume(run.run_id):
-            self._remove_steps(run)
-        return result
+        from mlops_assets.dagster_internals.k8s_runs import WatchedK8sRuns
+
+        # JSON is YAML
+        data = ConfigurableClassData(
+            WatchedK8sRuns.__module__, WatchedK8sRuns.__name__, json.dumps(self._config)
+        )
+        runs = data.rehydrate(WatchedK8sRuns)
+        runs.register_instance(self._instance)
+        return runs
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.runs, name)
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """Leave the check of the configuration to whoever uses it."""
+        permissive: Any = Permissive  # its constructor has no types
+        return permissive()
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> WatchedK8sRunLauncher:
+        """See `ConfigurableClass`."""
+        return cls(config_value, inst_data)
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """See `ConfigurableClass`."""
+        return self._inst_data
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """See `RunLauncher`."""
+        return True
+
+    @property
+    def supports_resume_run(self) -> bool:
+        """See `RunLauncher`."""
+        return True
+
+    @property
+    def supports_run_worker_crash_recovery(self) -> bool:
+        """See `RunLauncher`."""
+        return True
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """See `RunLauncher`."""
+        self.runs.launch_run(context)
+
+    def resume_run(self, context: ResumeRunContext) -> None:
+        """See `RunLauncher`."""
+        self.runs.resume_run(context)
 
     def terminate(self, run_id: str) -> bool:
-        """End a run with all its steps."""
-        ended = bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
-        if run := self._instance.get_run_by_id(run_id):
-            self._remove_steps(run)
-        return ended
+        """See `RunLauncher`."""
+        return self.runs.terminate(run_id)
 
-    def _remove_steps(self, run: DagsterRun) -> None:
-        namespace = self._namespace_of(run)
-        try:
-            jobs = self._client.jobs(namespace, _steps_of(run.run_id))
-            self._client.remove(namespace, jobs)
-        except (ApiException, HTTPError) as error:
-            why = f"The pods of the steps could not be deleted: {error}"
-            self._instance.report_engine_event(why, run, cls=self.__class__)
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """See `RunLauncher`."""
+        return self.runs.check_run_worker_health(run)
 
-    def _namespace_of(self, run: DagsterRun) -> str:
-        return str(self.get_container_context_for_run(run).namespace)
-
-
-def _steps_of(run_id: str) -> str:
-    return f"dagster/run-id={run_id},app.kubernetes.io/component=step_worker"
+    def get_run_worker_debug_info(
+        self, run: DagsterRun, include_container_logs: bool | None = True
+    ) -> str | None:
+        """See `RunLauncher`."""
+        return self.runs.get_run_worker_debug_info(run, include_container_logs)

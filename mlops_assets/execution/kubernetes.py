@@ -78,14 +78,16 @@ def kubernetes_executor(context: InitExecutorContext) -> Executor:
     DagsterInvariantViolationError
         The instance launches its runs elsewhere than on Kubernetes.
     """
-    from dagster_k8s import K8sRunLauncher, k8s_job_executor
+    from dagster_k8s import k8s_job_executor
 
+    from mlops_assets.dagster_internals.k8s_run_launcher import WatchedK8sRunLauncher
     from mlops_assets.dagster_internals.k8s_steps import WatchedK8sStepHandler
 
-    if not isinstance(context.instance.run_launcher, K8sRunLauncher):
+    launcher = context.instance.run_launcher
+    if not isinstance(launcher, WatchedK8sRunLauncher):
         raise DagsterInvariantViolationError(
-            "MLOPS_DEPLOYMENT=k8s runs steps as pods, which needs an instance with a "
-            "K8sRunLauncher (k8s/base/dagster.yaml). On one machine, leave MLOPS_DEPLOYMENT out."
+            "MLOPS_DEPLOYMENT=k8s runs steps as pods, which needs an instance that launches runs "
+            "as pods, as k8s/base/dagster.yaml does. On one machine, leave MLOPS_DEPLOYMENT out."
         )
     config: dict[str, Any] = dict(context.executor_config)
     create = k8s_job_executor.executor_creation_fn
@@ -94,6 +96,8 @@ def kubernetes_executor(context: InitExecutorContext) -> Executor:
         context._replace(
             executor_config={
                 **{name: config[name] for name in _SHARED if name in config},
+                "load_incluster_config": launcher.load_incluster_config,
+                "kubeconfig_file": launcher.kubeconfig_file,
                 "service_account_name": STEP_ACCOUNT,
                 "step_k8s_config": _with_defaults(config["step_k8s_config"]),
             }
