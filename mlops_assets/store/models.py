@@ -3,7 +3,8 @@
 skops writes a zip of ``schema.json``, the tree of objects, and a member per array. What it writes
 depends on the process (memory addresses are its names for objects) and on the clock, so the file is
 brought into one canonical form: equal models give equal bytes. Which types may be in a file is
-`trusted_types`, never what the file itself asks for.
+`trusted_types`, never what the file itself asks for. XGBoost's boosters have a form of their own in
+it, `boosters`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mlops_assets.errors import StoreError
+from mlops_assets.store.boosters import model_of
 from mlops_assets.store.trusted_types import TRUSTED_TYPES
 
 if TYPE_CHECKING:
@@ -28,6 +30,14 @@ _FREE_INFLATION = 64 * 1024 * 1024  # bytes that any file may inflate to
 
 # Values that cannot change: whether two places share one of them or hold equal ones is chance.
 _WITHOUT_IDENTITY = {"JsonNode", "TypeNode", "FunctionNode", "DTypeNode", "TupleNode"}
+
+_BOOSTER_SUFFIX = "ubj"
+_BOOSTER = ("xgboost.core", "Booster")  # as skops would write it, by its state
+_STORED_BOOSTER = {
+    "__class__": "load_booster",
+    "__module__": "mlops_assets.store.boosters",
+    "__loader__": "ConstructorFromReduceNode",  # calls it with the content
+}
 
 # Attributes in which scikit-learn remembers a memory address, as a cache that it checks.
 _ADDRESSES = {"_stop_words_id"}
@@ -77,6 +87,10 @@ class SkopsCodec:
             raise
         except UntrustedTypesFoundException as error:
             raise _untrusted(str(error).partition("\n")[0]) from error
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"holds a model of {error.name}, which is not installed here"
+            ) from error
         except Exception as error:  # a crafted file can make the parser raise anything
             raise StoreError(f"is no model that can be read: {error!r}") from error
 
@@ -117,7 +131,7 @@ def _canonical(content: bytes) -> bytes:
         schema = _renumbered(json.loads(old.read(_SCHEMA)), {}, members)
         for old_name, new_name in members.items():
             member = old.read(old_name)
-            _add(new, new_name, _canonical_member(old_name, member))
+            _add(new, new_name, _canonical_member(new_name, member))
         packed = json.dumps(schema, separators=(",", ":")).encode()
         _add(new, _SCHEMA, packed, deflated=True)
     return output.getvalue()
@@ -136,6 +150,8 @@ def _renumbered(state: Any, ids: dict[int, int], members: dict[str, str]) -> Any
             )
             for name, part in state.items()
         }
+    if (state["__module__"], state["__class__"]) == _BOOSTER:
+        state = _stored_booster(state, members)
     loader = state["__loader__"]
     _check_keys(state)
     result = {name: part for name, part in state.items() if name != "__id__"}
@@ -157,6 +173,20 @@ def _renumbered(state: Any, ids: dict[int, int], members: dict[str, str]) -> Any
     return result
 
 
+def _stored_booster(state: dict[str, Any], members: dict[str, str]) -> dict[str, Any]:
+    """A booster as a call of `load_booster` with its model; the member still has its state."""
+    handle = state["content"]["content"]["handle"]
+    members.setdefault(handle["file"], f"{len(members)}.{_BOOSTER_SUFFIX}")
+    argument = {**handle, "__class__": "bytes", "__loader__": "BytesNode"}
+    arguments = {
+        "__class__": "tuple",
+        "__module__": "builtins",
+        "__loader__": "TupleNode",
+        "content": [argument],
+    }
+    return {**_STORED_BOOSTER, "__id__": state["__id__"], "content": arguments}
+
+
 def _check_keys(state: dict[str, Any]) -> None:
     """Refuse keys that skops changes: it makes them text, and every text is true."""
     for key_type in state.get("key_types", {}).get("content", []):
@@ -170,6 +200,8 @@ def _check_keys(state: dict[str, Any]) -> None:
 def _canonical_member(name: str, content: bytes) -> bytes:
     if name.endswith(".npz"):
         return _repacked(content)
+    if name.endswith(f".{_BOOSTER_SUFFIX}"):
+        return model_of(content)
     return _without_padding(content) if name.endswith(".npy") else content
 
 

@@ -17,6 +17,16 @@ _OURS = (
     "mlops_assets.ml.model.TrainedModel",
 )
 
+# XGBoost's estimators are stored by their attributes. Its Booster is not in the list: its state is
+# a memory image, which XGBoost reads unchecked. The function checks what it loads.
+_OF_XGBOOST = (
+    "mlops_assets.store.boosters.load_booster",
+    "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRFClassifier",
+    "xgboost.sklearn.XGBRFRegressor",
+    "xgboost.sklearn.XGBRegressor",
+)
+
 _PARTS_OF_ESTIMATORS = (
     "numpy.dtype",
     "scipy.sparse._csc.csc_array",
@@ -127,6 +137,7 @@ _SCORERS = tuple(
 
 TRUSTED_TYPES = (
     *_OURS,
+    *_OF_XGBOOST,
     *_PARTS_OF_ESTIMATORS,
     *SPLINES_OF_SCIPY_1_17,
     *SPLINES_OF_SCIPY_1_18,
