@@ -37,6 +37,7 @@ CARRIERS = tuple(
         "errors",
         "execution",
         "failures",
+        "ml.device",
         "settings",
         "spec",
         "stages",
@@ -53,6 +54,8 @@ CARRIER_LIBRARIES = {"dagster", "fsspec", "obstore"}
 
 # Import names that are not those of the distributions; asking the installation takes 0.1 s.
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "imblearn": "imbalanced-learn"}
+# Distributions of the same code, one without CUDA: the machine does not decide what is reused.
+_BUILDS = {"xgboost-cpu": "xgboost"}
 _FORMAT = 1  # of the syntax digests; counts as content of every module
 _MOST_KEPT = 2000  # modules that are remembered from one process to the next
 
@@ -144,7 +147,8 @@ def _reached(first: str) -> _Reached:
         seen.add(name)
         found = _look_up(name)
         if found.library:
-            reached.libraries[found.library] = _version_of(found.library)
+            library = _BUILDS.get(found.library, found.library)
+            reached.libraries[library] = _version_of(found.library)
         elif found.path:
             module = _read(name, found.path, found.is_package)
             reached.modules[name] = module.digest

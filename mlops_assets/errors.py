@@ -21,5 +21,9 @@ class ModelError(UserError):
     """The estimator refused its parameters or the data it was given."""
 
 
+class DeviceError(UserError):
+    """A GPU was required, and the estimator cannot be given one."""
+
+
 class StoreError(UserError):
     """An object of the store is missing, damaged or of a kind that is never stored."""

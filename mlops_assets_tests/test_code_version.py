@@ -153,6 +153,20 @@ def test_libraries_count_with_their_version_and_not_their_source() -> None:
     assert code.modules == {}
 
 
+def test_an_xgboost_without_cuda_is_the_same_library() -> None:
+    import xgboost
+
+    assert code_of({}, ["xgboost.XGBClassifier"]).libraries == {"xgboost": xgboost.__version__}
+
+
+def test_what_tells_of_the_gpu_has_no_part_in_a_model() -> None:
+    code = code_of({}, ["mlops_assets.ml.train"])
+
+    assert "mlops_assets.ml.accelerate" in code.modules
+    assert "mlops_assets.ml.device" not in code.modules
+    assert "nvidia-ml-py" not in code.libraries
+
+
 def test_code_that_cannot_be_read_counts_as_it_is_written(write: Write) -> None:
     write(cv_broken="def f(:\n")
     before = version("cv_broken")

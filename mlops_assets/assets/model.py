@@ -50,7 +50,7 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     )
     @defined_by(stage)
     def model(context: AssetExecutionContext, train: Any, **tuned: Any) -> Output[Any]:
-        from mlops_assets.ml.train import train as train_model
+        from mlops_assets.ml.train import train_and_tell
 
         found = tuned["best_params"]["params"] if tuned else {}
         params = {**spec.model.params, **found}
@@ -58,7 +58,7 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         tracking: MlflowTracking = context.resources.mlflow
         with explained(), tracking.training(context.log, spec.name, context.run.run_id) as run:
             with warnings_logged(context.log):
-                trained = train_model(
+                trained, used = train_and_tell(
                     train,
                     spec.model.model_copy(update={"params": params}),
                     target=spec.data.target,
@@ -67,11 +67,13 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                     seed=spec.split.seed,
                 )
             artifact = store.artifacts.write(key.path, trained)
-            context.log.info("trained a %s on %d rows", estimator, len(train))
+            context.log.info("trained a %s on %d rows (%s)", estimator, len(train), used.name)
             run.log(
                 params={"estimator": spec.model.estimator, **params},
+                metrics=used.facts,
                 tags={
                     MODEL_VERSION: artifact.version,
+                    "mlops.device": used.name,
                     "mlops.asset": key.to_user_string(),
                     "mlops.url": store.artifacts.url_of(artifact),
                     "mlops.train_version": str(
@@ -86,6 +88,8 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                     "estimator": spec.model.estimator,
                     "train_rows": len(train),
                     "features": len(trained.features),
+                    "device": used.name,
+                    **used.facts,
                     **({"params": params} if tuned else {}),
                     **({"mlflow_run": link_of(run.link)} if run.link else {}),
                 },

@@ -19,6 +19,9 @@ from mlops_assets.spec import ModelSpec, Task
 # splits at thresholds, so that neither the scale of a number nor the order of codes matters
 _TREE_MODULES = ("sklearn.tree.", "sklearn.ensemble.", "xgboost.", "lightgbm.", "catboost.")
 
+# in XGBoost's errors, which are ValueErrors, whatever their reason is
+_OF_A_GPU = re.compile(r"\bcudaError[A-Z]|\bCUDA error|\bCUDA out of memory")
+
 
 def build_estimator(model: ModelSpec, seed: int) -> Any:
     """Make the unfitted estimator of a pipeline file.
@@ -40,7 +43,16 @@ def build_estimator(model: ModelSpec, seed: int) -> Any:
     if "random_state" in inspect.signature(estimator).parameters:
         params.setdefault("random_state", seed)
     with refusals_explained(model):
-        return estimator(**params)
+        made = estimator(**params)
+        # XGBoost's constructors take it among their keywords
+        if "random_state" not in params and "random_state" in parameters_of(made):
+            made.set_params(random_state=seed)
+    return made
+
+
+def parameters_of(estimator: Any) -> dict[str, Any]:
+    """Return the parameters of an estimator; none if it does not tell."""
+    return estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
 
 
 def import_name(dotted: str, field: str) -> Any:
@@ -62,11 +74,14 @@ def import_name(dotted: str, field: str) -> Any:
 def refusals_explained(model: ModelSpec) -> Iterator[None]:
     """Say which field of the pipeline file to change when its code refuses the input or fails.
 
-    Other errors, such as those of files and of memory, may pass by themselves and stay as they are.
+    Other errors, such as those of files, of memory and of a GPU, may pass by themselves and stay as
+    they are.
     """
     try:
         yield
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        if _OF_A_GPU.search(str(error)):
+            raise
         message = _told(error)
         named = re.search(r"[Tt]he '(\w+)' parameter of|argument '(\w+)'", message)
         param = next(filter(None, named.groups()), None) if named else None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.errors import DataError, ModelError
+from mlops_assets.ml.accelerate import Used, accelerated
 from mlops_assets.ml.estimators import build_estimator, estimator_task, refusals_explained
 from mlops_assets.ml.features import build_features
 from mlops_assets.ml.model import ClassLabel, TrainedModel, conform, encode, problem_kind
@@ -20,7 +21,7 @@ from mlops_assets.spec import ModelSpec, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["problem_kind", "train"]
+__all__ = ["problem_kind", "train", "train_and_tell"]
 
 
 def train(
@@ -34,12 +35,31 @@ def train(
 ) -> TrainedModel:
     """Fit the features and the estimator of a `ModelSpec` on the training set.
 
+    See `train_and_tell`, which also tells what it was trained on.
+    """
+    return train_and_tell(
+        frame, model, target=target, positive_class=positive_class, drop=drop, seed=seed
+    )[0]
+
+
+def train_and_tell(
+    frame: pd.DataFrame,
+    model: ModelSpec,
+    *,
+    target: str,
+    positive_class: str | int | bool | None = None,
+    drop: Sequence[str] = (),
+    seed: int = 42,
+) -> tuple[TrainedModel, Used]:
+    """Fit the features and the estimator of a `ModelSpec` on the training set.
+
     Parameters
     ----------
     frame
         Training rows with the dtypes of `read`; those without a target are left out.
     model
-        What to train. Without a `task` it is what the estimator is made for.
+        What to train. Without a `task` it is what the estimator is made for. It is trained on a
+        GPU if `compute.gpu` asks for one and there is one.
     target
         Column to predict.
     positive_class
@@ -50,12 +70,21 @@ def train(
     seed
         For the estimator's `random_state`, if the pipeline file does not set it.
 
+    Returns
+    -------
+    model : TrainedModel
+        The same wherever it was trained, as far as the estimator computes the same there.
+    used : Used
+        The device, and how busy it was.
+
     Raises
     ------
     DataError
         The target or the features do not suit the task.
     ModelError
         The estimator refuses its parameters or the data.
+    DeviceError
+        A GPU is required, and the estimator cannot be given one.
     """
     from sklearn.pipeline import Pipeline
 
@@ -71,9 +100,10 @@ def train(
     conformed = conform(features, types)
     transformer = build_features(features, model, estimator)
     pipeline = Pipeline([("features", transformer), ("estimator", estimator)])
-    with refusals_explained(model):
-        pipeline.fit(conformed, encode(rows[target], classes))
-    return TrainedModel(pipeline, task, target, classes, types, train_rows=len(rows))
+    answers = encode(rows[target], classes)
+    with accelerated(estimator, model) as used, refusals_explained(model):
+        pipeline.fit(conformed, answers)
+    return TrainedModel(pipeline, task, target, classes, types, train_rows=len(rows)), used
 
 
 def _task(model: ModelSpec, estimator: Any, target: pd.Series) -> Task:

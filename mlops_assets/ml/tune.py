@@ -18,7 +18,7 @@ from statistics import fmean
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlops_assets.errors import DataError, ModelError, UserError
+from mlops_assets.errors import DataError, DeviceError, ModelError, UserError
 from mlops_assets.ml.evaluate import score
 from mlops_assets.ml.model import TrainedModel, problem_kind
 from mlops_assets.ml.task import suited_task
@@ -94,6 +94,8 @@ def run_trial(
     ------
     DataError
         The training set cannot be divided into folds.
+    DeviceError
+        A GPU is required, and the estimator cannot be given one.
     """
     parts = folds(frame, spec)
     proposal = _propose(number, spec, before)
@@ -116,6 +118,8 @@ def run_trial(
                 proposal.report(fmean(found), fold)
                 if spec.tune.prune and fold + 1 < len(parts) and proposal.should_prune():
                     return Trial(number, "pruned", params, by, found)
+    except DeviceError:  # of this machine, not of the parameters: elsewhere the trial succeeds
+        raise
     except (UserError, _TimeIsUp) as error:
         return Trial(number, "failed", params, by, found, str(error))
     return Trial(number, "complete", params, by, found)

@@ -1,0 +1,202 @@
+"""The NVIDIA devices of this process, and how busy one is meanwhile: what NVML tells.
+
+Nothing here raises where there is no device, no driver or no NVML: the answer then says why. What
+an estimator is told to use is `accelerate`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+_GIB = 1024**3
+_NOTHING_FOR_CONTAINERS = ("", "none", "void")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, or a part of one (MIG), that CUDA would use."""
+
+    name: str
+    """As in NVIDIA L4."""
+    memory: int
+    """Bytes."""
+    index: int
+    """Of NVML, whatever CUDA_VISIBLE_DEVICES says."""
+    uuid: str
+    driver: str
+    """Version."""
+
+    def __str__(self) -> str:
+        """Return its name and memory, for people."""
+        return f"{self.name}, {self.memory / _GIB:.0f} GiB"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a look for devices has found."""
+
+    found: tuple[Device, ...] = ()
+    """In CUDA's order, as far as NVML knows it: the first one is `cuda:0`."""
+    why_none: str = ""
+
+
+def visible_devices() -> Devices:
+    """Look for the NVIDIA devices that this process may use.
+
+    CUDA_VISIBLE_DEVICES counts as for CUDA: numbers, and beginnings of UUIDs, up to the first one
+    that is not there. In a container, NVIDIA_VISIBLE_DEVICES may say that there is none.
+    """
+    for_container = os.environ.get("NVIDIA_VISIBLE_DEVICES")
+    if for_container in _NOTHING_FOR_CONTAINERS:
+        return Devices(why_none=f"NVIDIA_VISIBLE_DEVICES is '{for_container}'")
+    try:
+        import pynvml
+    except ImportError:
+        return Devices(why_none="the package nvidia-ml-py, of the extra [gpu], is not installed")
+    try:
+        with _nvml(pynvml):
+            found = tuple(_all_devices(pynvml))
+    except pynvml.NVMLError as error:
+        return Devices(why_none=f"NVML: {error}")
+    if not found:
+        return Devices(why_none="NVML knows of none")
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = found if allowed is None else _chosen(found, allowed)
+    names = ", ".join(map(str, found))
+    why_none = "" if chosen else f"CUDA_VISIBLE_DEVICES is '{allowed}', and there is {names}"
+    return Devices(chosen, why_none)
+
+
+class Load:
+    """How busy a device was while this was watched, by all processes together."""
+
+    def __init__(self) -> None:
+        self._memory: list[int] = []
+        self._utilization: list[int] = []
+
+    def note(self, memory: int | None, utilization: int | None) -> None:
+        """Take over what was seen; None where the device does not tell."""
+        if memory is not None:
+            self._memory.append(memory)
+        if utilization is not None:
+            self._utilization.append(utilization)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What is known: `gpu_memory_peak` (bytes), `gpu_utilization_mean`, `…_max` (percent)."""
+        facts: dict[str, float] = {}
+        if self._memory:
+            facts["gpu_memory_peak"] = max(self._memory)
+        if self._utilization:
+            facts["gpu_utilization_mean"] = round(fmean(self._utilization), 1)
+            facts["gpu_utilization_max"] = max(self._utilization)
+        return facts
+
+
+@contextmanager
+def watched(device: Device | None, interval: float = 1.0) -> Iterator[Load]:
+    """Look at a device from time to time, in a thread that ends with the block; None: do nothing.
+
+    Parameters
+    ----------
+    device
+        From `visible_devices`.
+    interval
+        Seconds between two looks. The last look is at the end, so that there is one at least.
+    """
+    load = Load()
+    if device is None:
+        yield load
+        return
+    is_over = threading.Event()
+    watch = threading.Thread(
+        target=_watch, args=(device, interval, is_over, load), name="gpu-load", daemon=True
+    )
+    watch.start()
+    try:
+        yield load
+    finally:
+        is_over.set()
+        watch.join()
+
+
+def _watch(device: Device, interval: float, is_over: threading.Event, load: Load) -> None:
+    import pynvml
+
+    def told(question: Any) -> Any:
+        try:
+            return question(handle)
+        except pynvml.NVMLError:  # parts of a device (MIG) have no utilisation of their own
+            return None
+
+    try:
+        with _nvml(pynvml):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
+            is_last = False
+            while not is_last:
+                is_last = is_over.wait(interval)
+                memory = told(pynvml.nvmlDeviceGetMemoryInfo)
+                utilization = told(pynvml.nvmlDeviceGetUtilizationRates)
+                load.note(memory and memory.used, utilization and utilization.gpu)
+    except pynvml.NVMLError:  # the device is lost: training will say so
+        return
+
+
+@contextmanager
+def _nvml(pynvml: Any) -> Iterator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _all_devices(pynvml: Any) -> Iterator[Device]:
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        for handle in _parts(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)):
+            yield Device(
+                name=pynvml.nvmlDeviceGetName(handle),
+                memory=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                index=index,
+                uuid=pynvml.nvmlDeviceGetUUID(handle),
+                driver=driver,
+            )
+
+
+def _parts(pynvml: Any, handle: Any) -> Iterator[Any]:
+    """Of a divided device its parts, which CUDA uses in its place; else the device itself."""
+    try:
+        is_divided = pynvml.nvmlDeviceGetMigMode(handle)[0] == 1
+    except pynvml.NVMLError:  # it cannot be divided
+        is_divided = False
+    if not is_divided:
+        yield handle
+        return
+    for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+        except pynvml.NVMLError:  # numbers have gaps
+            continue
+
+
+def _chosen(devices: tuple[Device, ...], allowed: str) -> tuple[Device, ...]:
+    chosen: list[Device] = []
+    for name in allowed.split(","):
+        named = [one for one in devices if _is_named(one, name.strip()) and one not in chosen]
+        if not named:
+            break
+        chosen.append(named[0])
+    return tuple(chosen)
+
+
+def _is_named(device: Device, name: str) -> bool:
+    if name.startswith(("GPU-", "MIG-")):
+        return device.uuid.startswith(name)
+    return name == str(device.index)
