@@ -50,11 +50,9 @@ def visible_devices() -> Devices:
     """Look for the NVIDIA devices that this process may use.
 
     CUDA_VISIBLE_DEVICES counts as for CUDA: numbers, and beginnings of UUIDs, up to the first one
-    that is not there. In a container, NVIDIA_VISIBLE_DEVICES may say that there is none.
+    that is not there. NVIDIA_VISIBLE_DEVICES only explains why a container has none: "void" is also
+    what it says where devices come by CDI (NVIDIA/nvidia-container-toolkit#395).
     """
-    for_container = os.environ.get("NVIDIA_VISIBLE_DEVICES")
-    if for_container in _NOTHING_FOR_CONTAINERS:
-        return Devices(why_none=f"NVIDIA_VISIBLE_DEVICES is '{for_container}'")
     try:
         import pynvml
     except ImportError:
@@ -63,9 +61,9 @@ def visible_devices() -> Devices:
         with _nvml(pynvml):
             found = tuple(_all_devices(pynvml))
     except pynvml.NVMLError as error:
-        return Devices(why_none=f"NVML: {error}")
+        return Devices(why_none=f"NVML: {error}{_of_the_container()}")
     if not found:
-        return Devices(why_none="NVML knows of none")
+        return Devices(why_none=f"NVML knows of none{_of_the_container()}")
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     chosen = found if allowed is None else _chosen(found, allowed)
     names = ", ".join(map(str, found))
@@ -184,6 +182,12 @@ def _parts(pynvml: Any, handle: Any) -> Iterator[Any]:
             yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
         except pynvml.NVMLError:  # numbers have gaps
             continue
+
+
+def _of_the_container() -> str:
+    value = os.environ.get("NVIDIA_VISIBLE_DEVICES")
+    says_none = value in _NOTHING_FOR_CONTAINERS
+    return f", and NVIDIA_VISIBLE_DEVICES is '{value}'" if says_none else ""
 
 
 def _chosen(devices: tuple[Device, ...], allowed: str) -> tuple[Device, ...]:

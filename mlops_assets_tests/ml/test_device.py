@@ -51,12 +51,16 @@ def test_only_the_devices_that_cuda_may_use_are_found_in_its_order(
 
 
 @pytest.mark.parametrize("value", ["none", "void", ""])
-def test_a_container_without_devices_has_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_without_devices_is_told_apart_from_one_that_has_them_by_other_means(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, broken="NVML Shared Library Not Found")
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", value)
+    why = visible_devices().why_none
+    assert why == f"NVML: NVML Shared Library Not Found, and NVIDIA_VISIBLE_DEVICES is '{value}'"
     install(monkeypatch, L4)
     monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", value)
-    devices = visible_devices()
-    assert devices.found == ()
-    assert devices.why_none == f"NVIDIA_VISIBLE_DEVICES is '{value}'"
+    assert names() == ["NVIDIA L4"]
 
 
 def test_a_machine_without_a_driver_has_no_device_and_says_why(
