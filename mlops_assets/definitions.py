@@ -18,14 +18,15 @@ from mlops_assets.assets.common import MLFLOW, STORE
 from mlops_assets.automation.alerts import alert_sensors
 from mlops_assets.automation.conditions import automated
 from mlops_assets.automation.freshness import with_freshness
-from mlops_assets.automation.jobs import scoring_job, training_job
-from mlops_assets.automation.schedules import training_schedule
+from mlops_assets.automation.jobs import main_job, scoring_job
+from mlops_assets.automation.schedules import main_schedule
 from mlops_assets.automation.scoring import scoring_schedule
 from mlops_assets.automation.sensors import pipeline_sensors
 from mlops_assets.execution.executors import local_executor
 from mlops_assets.execution.kubernetes import kubernetes_executor
 from mlops_assets.pipeline_file import PipelineFileError, load_pipelines
 from mlops_assets.settings import Settings
+from mlops_assets.spec import PipelineSpec
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.tracking import MlflowTracking
 
@@ -58,11 +59,12 @@ def build_defs(
     for error in pipelines.broken.values():
         log.error("%s", error)
     specs = list(pipelines.valid.values())
-    jobs = {spec.name: training_job(spec) for spec in specs}
-    scoring = {spec.name: job for spec in specs if (job := scoring_job(spec)) is not None}
+    trained = [spec for spec in specs if isinstance(spec, PipelineSpec)]
+    jobs = {spec.name: main_job(spec) for spec in specs}
+    scoring = {spec.name: job for spec in trained if (job := scoring_job(spec)) is not None}
     schedules = [
-        *(training_schedule(spec, jobs[spec.name]) for spec in specs),
-        *(scoring_schedule(spec, scoring.get(spec.name)) for spec in specs),
+        *(main_schedule(spec, jobs[spec.name]) for spec in specs),
+        *(scoring_schedule(spec, scoring.get(spec.name)) for spec in trained),
     ]
     return Definitions(
         assets=[
@@ -87,7 +89,7 @@ def build_defs(
                 for spec in specs
                 for sensor in pipeline_sensors(spec, jobs[spec.name], scoring.get(spec.name))
             ),
-            *alert_sensors([spec.name for spec in specs], settings.alert_urls, settings.ui_url),
+            *alert_sensors([spec.name for spec in trained], settings.alert_urls, settings.ui_url),
         ],
         resources={**_resources(settings), **(overrides or {})},
         executor=kubernetes_executor if settings.deployment == "k8s" else local_executor,

@@ -1,8 +1,8 @@
-"""Reading pipeline files: YAML in, `PipelineSpec` out, every mistake with its line and column.
+"""Reading pipeline files: YAML in, a pipeline out, every mistake with its line and column.
 
 What a field means and allows is `mlops_assets.spec`. Here it is found where in the file a value
 stands, and pydantic's findings are put into words for the person who wrote the file. Finding and
-reading what a pipeline's `data.uri` names is not done here.
+reading what a pipeline's `data.uri` names, or running its commands, is not done here.
 
 The YAML is a plain subset: one document without tags, anchors and aliases, a field given once.
 """
@@ -13,16 +13,24 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mlops_assets.errors import UserError
-from mlops_assets.spec import Location, PipelineSpec
+from mlops_assets.spec import (
+    Location,
+    Pipeline,
+    PipelineSpec,
+    StepsSpec,
+    Upstream,
+    circle_of,
+    dotted,
+)
 from mlops_assets.wording import nearest, shown
 
 SUFFIXES = (".yaml", ".yml")
@@ -75,12 +83,12 @@ class PipelineFileError(UserError):
 class Pipelines(NamedTuple):
     """The pipelines of a folder by name: those that can run, and the mistakes of the others."""
 
-    valid: dict[str, PipelineSpec]
+    valid: dict[str, Pipeline]
     broken: dict[str, PipelineFileError]
 
 
-def load_pipeline(path: Path) -> PipelineSpec:
-    """Read one pipeline file.
+def load_pipeline(path: Path) -> Pipeline:
+    """Read one pipeline file: a `StepsSpec` if it has `steps`, else a `PipelineSpec`.
 
     Modules beside it can be imported from then on, so that `model.features` and `model.estimator`
     can name code of the pipeline's author.
@@ -105,12 +113,12 @@ def load_pipeline(path: Path) -> PipelineSpec:
     fields = {key: value for key, value in document.fields.items() if key not in _FROM_PATH}
     problems = [Problem(path, *mistake) for mistake in document.mistakes]
     problems += [
-        Problem(path, document.keys[(key,)], _unknown_field((key,)))
+        Problem(path, document.keys[(key,)], _unknown_field((key,), document.kind))
         for key in _FROM_PATH
         if key in document.fields
     ]
     try:
-        spec = PipelineSpec.model_validate({**fields, **from_path})
+        spec = document.kind.model_validate({**fields, **from_path})
     except ValidationError as error:
         problems += [Problem(path, *mistake) for mistake in _in_words(error, document)]
     if problems:
@@ -122,7 +130,7 @@ def load_pipelines(location: str | Path) -> Pipelines:
     """Read the pipeline files of a folder, or those that a glob matches.
 
     Files that end with `.yaml` or `.yml` count, except hidden ones. Two files that name the same
-    pipeline are both broken, and so is one whose source is the asset of a broken one.
+    pipeline are both broken, and so is one that is made from an asset of a broken one.
 
     Raises
     ------
@@ -140,60 +148,105 @@ def load_pipelines(location: str | Path) -> Pipelines:
             pipelines.valid[name] = load_pipeline(paths[0])
         except PipelineFileError as error:
             pipelines.broken[name] = error
-    while found := _without_source(pipelines):
-        for name, why in found.items():
+    while found := _without_upstream(pipelines):
+        for name, mistakes in found.items():
             [path] = by_name[name]
-            problem = Problem(path, _place_of_uri(path), f"data.uri: {why}")
-            pipelines.broken[name] = PipelineFileError([problem])
+            pipelines.broken[name] = PipelineFileError(
+                Problem(path, _place_in_file(path, location), f"{_path(location)}{why}")
+                for location, why in mistakes
+            )
             del pipelines.valid[name]
     return pipelines
 
 
-def _without_source(pipelines: Pipelines) -> dict[str, str]:
-    """Say of each pipeline whose source is the asset of another one why there is no such asset."""
-    sources = {
-        name: upstream for name, spec in pipelines.valid.items() if (upstream := spec.data.upstream)
+def _without_upstream(pipelines: Pipelines) -> dict[str, list[tuple[Location, str]]]:
+    """Say of each pipeline that is made from assets of others which of them there are not."""
+    above = {
+        name: [upstream.pipeline for upstream in spec.upstreams.values()]
+        for name, spec in pipelines.valid.items()
     }
-    known = {*pipelines.valid, *pipelines.broken}
-    found = {}
-    for name, (pipeline, asset) in sources.items():
-        circle = _circle(name, {name: upstream.pipeline for name, upstream in sources.items()})
-        if pipeline in pipelines.broken:
-            found[name] = f"the pipeline {pipeline} is broken: mend its file first"
-        elif pipeline not in known:
-            there_are = f"; there are {', '.join(sorted(known - {name}))}" if len(known) > 1 else ""
-            found[name] = (
-                f"there is no pipeline {shown(pipeline)}{nearest(pipeline, known)}{there_are}"
-            )
-        elif asset == "predictions" and pipelines.valid[pipeline].score is None:
-            found[name] = f"the pipeline {pipeline} makes no predictions: give it a score section"
-        elif circle:
-            found[name] = f"pipelines cannot be each other's source: {' ← '.join(circle)}"
+    found: dict[str, list[tuple[Location, str]]] = {}
+    for name, spec in pipelines.valid.items():
+        circle = circle_of(name, lambda other: above.get(other, []))
+        for location, upstream in spec.upstreams.items():
+            why = _why_not(name, spec, upstream, pipelines)
+            if why is None and upstream.pipeline in circle[1:2]:
+                why = f"pipelines cannot be each other's source: {' ← '.join(circle)}"
+            if why is not None:
+                found.setdefault(name, []).append((location, why))
     return found
 
 
-def _place_of_uri(path: Path) -> Place:
+def _why_not(name: str, spec: Pipeline, upstream: Upstream, pipelines: Pipelines) -> str | None:
+    """Say why a pipeline cannot be made from the asset of another one; None if it can."""
+    known = {*pipelines.valid, *pipelines.broken} - {name}
+    if upstream.pipeline in pipelines.broken:
+        return f"the pipeline {upstream.pipeline} is broken: mend its file first"
+    if upstream.pipeline not in known:
+        there_are = f"; there are {', '.join(sorted(known))}" if known else ""
+        near = nearest(upstream.pipeline, known)
+        return f"there is no pipeline {shown(upstream.pipeline)}{near}{there_are}"
+    other = pipelines.valid[upstream.pipeline]
+    if isinstance(other, PipelineSpec) and upstream.is_daily and other.score is None:
+        return f"the pipeline {upstream.pipeline} makes no predictions: give it a score section"
+    if isinstance(spec, PipelineSpec) and not isinstance(other, PipelineSpec):
+        return f"{upstream.name} is what a command has printed, and no table"
+    if isinstance(spec, PipelineSpec):
+        return None
+    if isinstance(other, PipelineSpec) and upstream.asset in ("predictions", "drift"):
+        return f"{upstream.name} is made day by day, and a step once: it cannot wait for it"
+    assets = other.made_once
+    if upstream.asset not in assets:
+        return (
+            f"the pipeline {upstream.pipeline} makes no {shown(upstream.asset)}"
+            f"{nearest(upstream.asset, assets)}; there are {', '.join(assets)}"
+        )
+    return None
+
+
+def _place_in_file(path: Path, location: Location) -> Place:
     try:
-        return _Document(_read(path)).values["data", "uri"]
+        return _Document(_read(path)).values[location]
     except (_Mistake, KeyError):  # written to since it was read
         return Place(1, 1)
 
 
-def _circle(name: str, sources: Mapping[str, str]) -> list[str]:
-    """Return the pipelines from one over its source, and so on, back to it; none if not to it."""
-    path = [name]
-    while path[-1] in sources and path.count(path[-1]) == 1:
-        path.append(sources[path[-1]])
-    return path if len(path) > 1 and path[-1] == name else []
-
-
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a pipeline file, for editors that complete and check YAML."""
-    schema = PipelineSpec.model_json_schema()
-    for name in _FROM_PATH:
-        del schema["properties"][name]
-    schema["required"] = [name for name in schema["required"] if name not in _FROM_PATH]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    """Return the JSON Schema of a pipeline file, for editors that complete and check YAML.
+
+    All fields are at the top, so that editors offer them; `anyOf` says which go together.
+    """
+    kinds = [kind.model_json_schema() for kind in (PipelineSpec, StepsSpec)]
+    fields = [
+        {name: field for name, field in schema["properties"].items() if name not in _FROM_PATH}
+        for schema in kinds
+    ]
+    every = {name: field for own in fields for name, field in own.items()}
+    different = {name for own in fields for name, field in own.items() if field != every[name]}
+    either = [
+        {
+            "title": schema["title"],
+            "description": schema["description"],
+            "required": [name for name in schema["required"] if name not in _FROM_PATH],
+            "properties": {
+                name: own.get(name, False) for name in every if name in different or name not in own
+            },
+        }
+        for schema, own in zip(kinds, fields, strict=True)
+    ]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": {name: part for schema in kinds for name, part in schema["$defs"].items()},
+        "title": "Pipeline",
+        "description": "What a pipeline file holds: a model to train, or steps to run.",
+        "type": "object",
+        "properties": {
+            name: {"description": field["description"]} if name in different else field
+            for name, field in every.items()
+        },
+        "additionalProperties": False,
+        "anyOf": either,
+    }
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -287,8 +340,9 @@ class _Document:
             raise _syntax_mistake(error, text) from None
         if not isinstance(root, dict):
             why = "the file is empty" if root is None else f"the file holds {_found(root)}"
-            raise _Mistake(Place(1, 1), f"{why}: write fields such as data: and model:")
+            raise _Mistake(Place(1, 1), f"{why}: write fields such as data: and model:, or steps:")
         self.fields: dict[Any, Any] = root
+        self.kind: type[Pipeline] = StepsSpec if "steps" in root else PipelineSpec
 
     def _root(self) -> object:
         root = None
@@ -367,9 +421,10 @@ class _Document:
     def place_of(self, details: ErrorDetails) -> Place:
         """Where a mistake is: at the value if that is wrong, else at the nearest name above."""
         location = details["loc"]
-        if details["type"] == "value_error" and location in self.values:
+        is_key = location[-1:] == ("[key]",)
+        if details["type"] == "value_error" and location in self.values and not is_key:
             return self.values[location]
-        if details["type"] == "missing" or location[-1:] == ("[key]",):
+        if details["type"] == "missing" or is_key:
             location = location[:-1]
         for n in range(len(location), 0, -1):
             place = self.keys.get(location[:n]) or self.values.get(location[:n])
@@ -438,20 +493,20 @@ def _in_words(error: ValidationError, document: _Document) -> Iterator[tuple[Pla
                 location = location[:-1]
             of_wrong_type.setdefault(location, []).append(details)
         else:
-            yield document.place_of(details), _mistake_in_words(details)
+            yield document.place_of(details), _mistake_in_words(details, document.kind)
     for location, branches in of_wrong_type.items():
         yield document.values[location], f"{_path(location)}{_wrong_type_in_words(branches)}"
 
 
-def _mistake_in_words(details: ErrorDetails) -> str:
+def _mistake_in_words(details: ErrorDetails, kind: type[Pipeline]) -> str:
     location = details["loc"]
     where, name = _path(location[:-1]), str(location[-1]) if location else ""
     match details["type"]:
         case "missing":
-            purpose = _part_at(location[:-1]).model_fields[name].description
+            purpose = _part_at(location[:-1], kind).model_fields[name].description
             return f"{where}the field {shown(name)} is missing: {purpose}"
         case "extra_forbidden" | "invalid_key":
-            return _unknown_field(location)
+            return _unknown_field(location, kind)
         case "value_error":
             return f"{_path(location)}{details['ctx']['error']}"
         case _ if name == "[key]":
@@ -469,11 +524,13 @@ def _wrong_type_in_words(branches: list[ErrorDetails]) -> str:
     return f"must be {' or '.join(dict.fromkeys(allowed))}, found {_found(value)}{hint}"
 
 
-def _unknown_field(location: Location) -> str:
-    part = _part_at(location[:-1])
+def _unknown_field(location: Location, kind: type[Pipeline]) -> str:
+    part = _part_at(location[:-1], kind)
     name = str(location[-1])
-    if part is PipelineSpec and name == "name":
+    if part is kind and name == "name":
         return "unknown field 'name': a pipeline has the name of its file"
+    if part is StepsSpec and name in PipelineSpec.model_fields and name not in _FROM_PATH:
+        return f"a pipeline of steps has no {shown(name)}: it either trains a model or runs steps"
     allowed = [field for field in part.model_fields if field not in _FROM_PATH]
     return (
         f"{_path(location[:-1])}unknown field {shown(name)}{nearest(name, allowed)}; allowed are "
@@ -481,12 +538,15 @@ def _unknown_field(location: Location) -> str:
     )
 
 
-def _part_at(location: Location) -> type[BaseModel]:
+def _part_at(location: Location, kind: type[Pipeline]) -> type[BaseModel]:
     """The part of the spec whose fields stand at a place."""
-    part: type[BaseModel] = PipelineSpec
-    for name in location:
-        if field := part.model_fields.get(name):  # none for the key of a map of parts
+    part: type[BaseModel] = kind
+    names = iter(location)
+    for name in names:
+        if field := part.model_fields.get(name):
             part = next(_parts_in(field.annotation), part)
+            if get_origin(field.annotation) is dict:
+                next(names, None)  # the key of a map, which may have the name of a field
     return part
 
 
@@ -499,9 +559,8 @@ def _parts_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _path(location: Location) -> str:
     """Return `data.checks.unique[0]: ` for a location, nothing for the file as a whole."""
-    parts = [part for part in location if part != "[key]"]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return f"{path.lstrip('.')}: " if path else ""
+    path = dotted(location)
+    return f"{path}: " if path else ""
 
 
 def _found(value: object) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
+from types import MappingProxyType
 
 from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.errors import DataError, UserError
-from mlops_assets.spec import PipelineSpec, Upstream
-from mlops_assets.stages import Stage, stages, training_assets
+from mlops_assets.spec import Pipeline, Upstream, dotted
+from mlops_assets.stages import Stage, stages
 from mlops_assets.store.memo import Computation, Computed, Memo, Outside, differences
 
 READERS = 16  # pipelines that are looked up at the same time in a store over the network
@@ -27,7 +28,7 @@ class PipelinePlan:
 
     pipeline: str
     assets: list[str] = field(default_factory=list)
-    """All that training makes."""
+    """All that a run of it makes."""
     execute: list[tuple[str, str]] = field(default_factory=list)
     """Assets in the order of the pipeline, and why."""
     reuse: list[str] = field(default_factory=list)
@@ -37,8 +38,8 @@ class PipelinePlan:
     """Why nothing could be decided: the source or the store cannot be looked at."""
     computed: dict[str, Computed] = field(default_factory=dict)
     """What is known of the assets to reuse."""
-    upstream: PipelinePlan | None = None
-    """Of the pipeline whose asset is the source, if that is planned at the same time."""
+    upstreams: Mapping[str, PipelinePlan] = field(default_factory=dict)
+    """Of the pipelines that it is made from, as far as they are planned at the same time."""
 
     @property
     def is_empty(self) -> bool:
@@ -46,13 +47,13 @@ class PipelinePlan:
         return not (self.execute or self.unrecorded or self.error)
 
     def executes(self, asset: str) -> bool:
-        """Whether an asset of this pipeline, or of the one that its source is from, would run."""
-        above = self.upstream is not None and self.upstream.executes(asset)
+        """Whether an asset of this pipeline, or of one that it is made from, would run."""
+        above = any(plan.executes(asset) for plan in self.upstreams.values())
         return above or any(asset == name for name, _ in self.execute)
 
 
 def plan_pipelines(
-    specs: Iterable[PipelineSpec],
+    specs: Iterable[Pipeline],
     outside: Outside,
     recorded: Mapping[str, Recorded],
     refresh: Iterable[str] = (),
@@ -62,8 +63,8 @@ def plan_pipelines(
     plans: dict[str, PipelinePlan] = {}
 
     def plan(name: str) -> PipelinePlan:
-        upstream = by_name[name].data.upstream
-        above = plans.get(upstream.pipeline) if upstream else None
+        needed = {upstream.pipeline for upstream in by_name[name].upstreams.values()}
+        above = {other: plans[other] for other in needed if other in plans}
         return plan_pipeline(by_name[name], outside, recorded, refresh, above)
 
     with ThreadPoolExecutor(READERS if "://" in outside.store.url else 1) as pool:
@@ -72,13 +73,12 @@ def plan_pipelines(
     return {name: plans[name] for name in by_name}
 
 
-def _upstream_first(specs: Mapping[str, PipelineSpec]) -> Iterator[tuple[str, ...]]:
-    """Group the names of pipelines so that each comes after the one that its source is from."""
-    sources = {name: spec.data.upstream for name, spec in specs.items()}
+def _upstream_first(specs: Mapping[str, Pipeline]) -> Iterator[tuple[str, ...]]:
+    """Group the names of pipelines so that each comes after those that it is made from."""
     order = TopologicalSorter(
         {
-            name: [upstream.pipeline] if upstream and upstream.pipeline in specs else []
-            for name, upstream in sources.items()
+            name: [it.pipeline for it in spec.upstreams.values() if it.pipeline in specs]
+            for name, spec in specs.items()
         }
     )
     order.prepare()
@@ -89,17 +89,17 @@ def _upstream_first(specs: Mapping[str, PipelineSpec]) -> Iterator[tuple[str, ..
 
 
 def plan_pipeline(
-    spec: PipelineSpec,
+    spec: Pipeline,
     outside: Outside,
     recorded: Mapping[str, Recorded],
     refresh: Iterable[str] = (),
-    upstream: PipelinePlan | None = None,
+    upstreams: Mapping[str, PipelinePlan] = MappingProxyType({}),
 ) -> PipelinePlan:
     """Decide for each asset of a pipeline whether a run would execute or reuse it.
 
     Parameters
     ----------
-    spec : PipelineSpec
+    spec : Pipeline
         The pipeline.
     outside : Outside
         The store, and how sources are reached.
@@ -108,16 +108,19 @@ def plan_pipeline(
         instance that has none.
     refresh : iterable of str
         Assets to compute whatever is known of them; "true" for all.
-    upstream : PipelinePlan, optional
-        What the same run does in the pipeline whose asset is the source.
+    upstreams : mapping of str to PipelinePlan
+        What the same run does in the pipelines that it is made from.
     """
-    assets = [f"{spec.name}/{asset}" for asset in training_assets(spec)]
-    plan = PipelinePlan(spec.name, assets, upstream=upstream)
+    assets = [f"{spec.name}/{asset}" for asset in spec.made_once]
+    plan = PipelinePlan(spec.name, assets, upstreams=upstreams)
     versions: dict[str, str | None] = {}
     """Of the assets so far; None for one that stays without a value."""
     try:
-        if spec.data.upstream:
-            versions |= _versions_of(spec.data.upstream, upstream, recorded)
+        for location, upstream in spec.upstreams.items():
+            try:
+                versions |= _versions_of(upstream, upstreams.get(upstream.pipeline), recorded)
+            except DataError as error:
+                raise DataError(f"{dotted(location)}: {error}") from error
         for stage in stages(spec).values():
             _plan_stage(plan, stage, outside, recorded, frozenset(refresh), versions)
     except (UserError, OSError) as error:
@@ -134,7 +137,7 @@ def _versions_of(
     """
     if plan is not None and not source.is_daily:
         if plan.error is not None:
-            raise DataError(f"data.uri: {source.pipeline} could not be planned, which makes it")
+            raise DataError(f"{source.pipeline} could not be planned, which makes it")
         if plan.executes(source.name):
             return {}
         computed = plan.computed.get(source.name)
@@ -143,9 +146,7 @@ def _versions_of(
         found = {name: known.version for name, known in recorded.items() if _is_of(source, name)}
     versions = {name: version for name, version in found.items() if version}
     if not versions:
-        raise DataError(
-            f"data.uri: {source.name} has never been materialised in this Dagster instance"
-        )
+        raise DataError(f"{source.name} has never been materialised in this Dagster instance")
     return versions
 
 

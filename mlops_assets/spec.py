@@ -1,8 +1,9 @@
-"""What a pipeline is: `PipelineSpec` and its parts, the Python form of one pipeline file.
+"""What a pipeline is: `PipelineSpec` and `StepsSpec`, the Python forms of one pipeline file.
 
-The shape, the meaning and the rules of the fields live here, so that a spec made in Python is
-checked like a file. Reading the file and reporting its mistakes by line and column is
-`mlops_assets.pipeline_file`; nothing here knows Dagster or imports scikit-learn.
+The first trains a model, the second runs commands. The shape, the meaning and the rules of the
+fields live here, so that a spec made in Python is checked like a file. Reading the file and
+reporting its mistakes by line and column is `mlops_assets.pipeline_file`; nothing here knows
+Dagster or imports scikit-learn.
 """
 
 from __future__ import annotations
@@ -81,6 +82,15 @@ _UNITS: dict[str, int] = {
 # What Kubernetes accepts as the name and the value of a label.
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,999}", re.ASCII)
+_CHECK = re.compile(r"[A-Za-z0-9_]{1,60}", re.ASCII)
+_OF_PIPES = "DAGSTER_PIPES_"
+"""What the variables begin with by which Dagster Pipes tells a command where it is."""
+_OF_THE_SHELL = frozenset(
+    ("ENV", "HOME", "IFS", "LANG", "LD_PRELOAD", "PATH", "PWD", "PYTHONPATH", "SHELL", "TMPDIR")
+)
+"""Variables by which programs find what they need: no step's output may take their place."""
 # What Dagster accepts as the owner of an asset.
 _OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*")
 
@@ -108,6 +118,18 @@ class Upstream(NamedTuple):
         return self.asset == "predictions"
 
 
+def dotted(location: Location) -> str:
+    """Write a location as people do: `data.checks.unique[0]`."""
+    parts = [part for part in location if part != "[key]"]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return path.lstrip(".")
+
+
+def variable_of(need: str) -> str:
+    """Return the environment variable in which a command is given what it needs."""
+    return need.replace("/", "_").upper()
+
+
 # --- rules of single values ---------------------------------------------------------------------
 
 
@@ -116,6 +138,80 @@ def _check_name(text: str) -> str:
         raise ValueError(
             f"{shown(text)} cannot name a pipeline: allowed are up to 60 lower-case letters, "
             "digits and underscores, beginning with a letter"
+        )
+    return text
+
+
+def _check_step_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} cannot name a step: allowed are up to 60 lower-case letters, digits "
+            "and underscores, beginning with a letter"
+        )
+    return text
+
+
+def _check_command(value: object) -> object:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("the command is empty: write what is to be run")
+    elif not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise ValueError(
+            "must be a text, which `sh` runs, or a list of texts, a program and its arguments; "
+            'numbers need quotes, as in [sleep, "5"]'
+        )
+    elif not value or not value[0].strip():
+        raise ValueError("the list is empty: write a program and its arguments")
+    return value
+
+
+def _check_need(text: str) -> str:
+    pipeline, separator, asset = text.rpartition("/")
+    if not _NAME.fullmatch(asset) or (separator and not _NAME.fullmatch(pipeline)):
+        raise ValueError(
+            f"{shown(text)} is nothing that a step could need: write the name of another step of "
+            "this file, or PIPELINE/ASSET"
+        )
+    if (variable := variable_of(text)) in _OF_THE_SHELL:
+        raise ValueError(
+            f"what {shown(text)} makes would be given in the variable {variable}, which programs "
+            "use for something else: rename the step"
+        )
+    return text
+
+
+def _check_image(text: str) -> str:
+    if not _IMAGE.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is not a container image: write it like docker.io/library/busybox:1.37"
+        )
+    return text
+
+
+def _check_variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is not the name of an environment variable: allowed are letters, "
+            "digits and underscores, not beginning with a digit"
+        )
+    if text.startswith(_OF_PIPES):
+        raise ValueError(f"{shown(text)} belongs to Dagster Pipes: choose another name")
+    return text
+
+
+def _check_file(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{shown(text)} is not a path")
+    if text.startswith(("/", "~")) or "://" in text:
+        raise ValueError(f"{shown(text)} must be a path relative to this file")
+    return text
+
+
+def _check_check(text: str) -> str:
+    if not _CHECK.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} cannot name a check: allowed are up to 60 letters, digits and "
+            "underscores"
         )
     return text
 
@@ -320,7 +416,20 @@ Condition = Annotated[
         {"type": "string", "pattern": f"^{_CONDITION.pattern}$", "examples": [">= 0.80"]}
     ),
 ]
+Command = Annotated[
+    str | list[str],
+    BeforeValidator(_check_command),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
+        }
+    ),
+]
 Cron = Annotated[str, AfterValidator(check_cron)]
+TimeZone = Annotated[str, AfterValidator(_check_timezone)]
 Day = Annotated[
     date, BeforeValidator(_as_date), WithJsonSchema({"type": "string", "format": "date"})
 ]
@@ -882,9 +991,7 @@ class TrainSpec(_Part):
     schedule: Cron | None = Field(
         default=None, description="Cron string, or @daily and the like.", examples=["@daily"]
     )
-    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field(
-        default="UTC", description="IANA time zone of the schedules."
-    )
+    timezone: TimeZone = Field(default="UTC", description="IANA time zone of the schedules.")
     on_new_data: bool = Field(default=False, description="Train when the source changed.")
     fresh_within: Window | None = Field(
         default=None,
@@ -908,11 +1015,56 @@ class RetrySpec(_Part):
     jitter: bool = Field(default=True, description="Spread the tries of many steps over time.")
 
 
-class PipelineSpec(_Part):
-    """One pipeline: from the data to the promoted model and its predictions."""
+class Timing(NamedTuple):
+    """When a pipeline runs by itself, and how old what it makes may get."""
+
+    schedule: str | None
+    timezone: str
+    fresh_within: float | None
+
+
+class Pipeline(_Part):
+    """What pipelines of every kind have: a name, retries and owners."""
 
     name: Annotated[str, AfterValidator(_check_name)]
-    description: str = Field(default="", description="What is predicted, for whom.")
+    description: str = Field(default="", description="What it is for, and for whom.")
+    retries: RetrySpec = RetrySpec()
+    owners: list[Annotated[str, AfterValidator(_check_owner)]] = Field(
+        default=[], description="E-mail addresses, or team:NAME."
+    )
+    folder: Path = Field(
+        default=Path(), exclude=True, description="What relative paths are relative to."
+    )
+
+    @property
+    def upstreams(self) -> dict[Location, Upstream]:
+        """The assets of other pipelines that this one is made from, by where they are named."""
+        raise NotImplementedError
+
+    @property
+    def made_once(self) -> list[str]:
+        """What a run of it makes, in order, apart from what has a partition for each day."""
+        raise NotImplementedError
+
+    @property
+    def job(self) -> str:
+        """The name of the job that makes it."""
+        raise NotImplementedError
+
+    @property
+    def timing(self) -> Timing:
+        """When that job runs by itself."""
+        raise NotImplementedError
+
+    @property
+    def kept_fresh(self) -> list[str]:
+        """Of what it makes that for whose sake the rest is made."""
+        raise NotImplementedError
+
+
+class PipelineSpec(Pipeline):
+    """A pipeline from the data to the promoted model and its predictions."""
+
     data: DataSpec = Field(description="Where the data is and what is in it.")
     split: SplitSpec = SplitSpec()
     model: ModelSpec = Field(description="What is trained.")
@@ -922,18 +1074,37 @@ class PipelineSpec(_Part):
     score: ScoreSpec | None = None
     drift: DriftSpec = DriftSpec()
     train: TrainSpec = TrainSpec()
-    retries: RetrySpec = RetrySpec()
     recompute: list[StageName] = Field(
         default=[],
         description="Stages that run every time; the others are reused unless their code, their "
         "parameters or the content of their inputs changed.",
     )
-    owners: list[Annotated[str, AfterValidator(_check_owner)]] = Field(
-        default=[], description="E-mail addresses, or team:NAME."
-    )
-    folder: Path = Field(
-        default=Path(), exclude=True, description="What a relative data.uri is relative to."
-    )
+
+    @property
+    def upstreams(self) -> dict[Location, Upstream]:
+        """The source, if it is the asset of another pipeline."""
+        return {("data", "uri"): self.data.upstream} if self.data.upstream else {}
+
+    @property
+    def made_once(self) -> list[str]:
+        """What training makes: `raw`, `train`, …."""
+        tuned = ["best_params"] if self.tune.trials else []
+        return ["raw", "train", "test", *tuned, "model", "metrics", "champion"]
+
+    @property
+    def job(self) -> str:
+        """The name of the job that trains."""
+        return f"{self.name}_training"
+
+    @property
+    def timing(self) -> Timing:
+        """When training runs by itself."""
+        return Timing(self.train.schedule, self.train.timezone, self.train.fresh_within)
+
+    @property
+    def kept_fresh(self) -> list[str]:
+        """The model."""
+        return ["model"]
 
     @field_validator("data")
     @classmethod
@@ -1023,7 +1194,222 @@ class PipelineSpec(_Part):
         return list(dict.fromkeys([*first, *listed, *self.evaluate.gates]))
 
 
+class StepSpec(_Part):
+    """One step: a command, and what it needs."""
+
+    command: Command | None = Field(
+        default=None,
+        description="A text is run by `sh -ec`; a list is a program and its arguments. Left out: "
+        "what the image runs by itself.",
+        examples=["date -u", ["python", "report.py", "--all"]],
+    )
+    needs: list[Annotated[str, AfterValidator(_check_need)]] = Field(
+        default=[],
+        description="Steps of this file, and assets of other pipelines such as churn/champion, "
+        "that must be there first. The command finds what a step printed, or the URL of another "
+        "asset, in a variable of its name in capitals: PRINT_DATE, CHURN_CHAMPION.",
+    )
+    image: Annotated[str, AfterValidator(_check_image)] | None = Field(
+        default=None,
+        description="Container image to run it in: a pod on a cluster, docker or podman elsewhere.",
+        examples=["docker.io/library/busybox:1.37"],
+    )
+    env: dict[Annotated[str, AfterValidator(_check_variable)], str] = Field(
+        default={}, description="Environment variables. Not for passwords: they are kept in clear."
+    )
+    files: list[Annotated[str, AfterValidator(_check_file)]] = Field(
+        default=[],
+        description="Files, folders and globs that the command reads, relative to this file: it "
+        "runs again when their content changes.",
+        examples=[["report.py", "sql/*.sql"]],
+    )
+    checks: list[Annotated[str, AfterValidator(_check_check)]] = Field(
+        default=[],
+        description="Asset checks that the command reports by Dagster Pipes. One that fails, "
+        "unless reported as a warning, stops what needs the step.",
+    )
+    timeout: Seconds | None = Field(
+        default=None, gt=0, description="Seconds that one try may take, or a text such as 90s, 10m."
+    )
+    compute: ComputeSpec = ComputeSpec()
+    description: str = Field(default="", description="What it does, for the UI.")
+
+    @field_validator("needs")
+    @classmethod
+    def _are_told_apart(cls, needs: list[str]) -> list[str]:
+        variables = [variable_of(need) for need in needs]
+        _mistakes(
+            ((i,), f"{shown(need)} is the second one that is given in the variable {variables[i]}")
+            for i, need in enumerate(needs)
+            if variables[i] in variables[:i]
+        )
+        return needs
+
+    @field_validator("env")
+    @classmethod
+    def _leaves_the_needs(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        given = {variable_of(need): need for need in info.data.get("needs", [])}
+        _mistakes(
+            ((name,), f"{name} is the variable in which {given[name]} is given: choose another one")
+            for name in env
+            if name in given
+        )
+        return env
+
+    @field_validator("files")
+    @classmethod
+    def _are_not_in_an_image(cls, files: list[str], info: ValidationInfo) -> list[str]:
+        if files and info.data.get("image") is not None:
+            raise ValueError("an image has its files in it and does not see these: remove them")
+        return files
+
+    @field_validator("checks")
+    @classmethod
+    def _are_different(cls, checks: list[str]) -> list[str]:
+        _mistakes(
+            ((i,), f"{shown(name)} is in the list twice")
+            for i, name in enumerate(checks)
+            if name in checks[:i]
+        )
+        return checks
+
+
+class StepsSpec(Pipeline):
+    """A pipeline of steps that are commands."""
+
+    steps: dict[Annotated[str, AfterValidator(_check_step_name)], StepSpec] = Field(
+        description="Name -> what is run."
+    )
+    schedule: Cron | None = Field(
+        default=None, description="Cron string, or @daily and the like.", examples=["@daily"]
+    )
+    timezone: TimeZone = Field(default="UTC", description="IANA time zone of the schedule.")
+    fresh_within: Window | None = Field(
+        default=None,
+        description="How old the last steps may get before Dagster reports them as overdue: "
+        "seconds, or a text such as 12h, 2d. Default: three intervals of the schedule; nothing is "
+        "overdue without one.",
+        examples=["2d"],
+    )
+    recompute: list[str] = Field(
+        default=[],
+        description="Steps that run every time; the others are reused unless their command, their "
+        "files or the content of their inputs changed.",
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _can_be_ordered(
+        cls, steps: dict[str, StepSpec], info: ValidationInfo
+    ) -> dict[str, StepSpec]:
+        if not steps:
+            raise ValueError("there is no step: write at least one, with its command")
+        pipeline = info.data.get("name")
+        _mistakes(
+            mistake
+            for name, step in steps.items()
+            for mistake in _step_mistakes(name, step, steps, pipeline)
+        )
+        _mistakes(_circular(steps))
+        return steps
+
+    @field_validator("recompute")
+    @classmethod
+    def _are_steps(cls, recompute: list[str], info: ValidationInfo) -> list[str]:
+        steps = info.data.get("steps")
+        if steps is not None:
+            _mistakes(
+                ((i,), f"there is no step {shown(name)}{nearest(name, steps)}")
+                for i, name in enumerate(recompute)
+                if name not in steps
+            )
+        return recompute
+
+    @property
+    def upstreams(self) -> dict[Location, Upstream]:
+        """The assets of other pipelines that steps need."""
+        return {
+            ("steps", name, "needs", i): Upstream(*need.split("/"))
+            for name, step in self.steps.items()
+            for i, need in enumerate(step.needs)
+            if "/" in need
+        }
+
+    @property
+    def made_once(self) -> list[str]:
+        """The names of the steps, each after those that it needs, else as in the file."""
+        order: list[str] = []
+        while waiting := {name: step for name, step in self.steps.items() if name not in order}:
+            order.append(next(n for n, it in waiting.items() if {*_own(it.needs)} <= {*order}))
+        return order
+
+    @property
+    def job(self) -> str:
+        """The name of the job that runs the steps."""
+        return f"{self.name}_steps"
+
+    @property
+    def timing(self) -> Timing:
+        """When the steps run by themselves."""
+        return Timing(self.schedule, self.timezone, self.fresh_within)
+
+    @property
+    def kept_fresh(self) -> list[str]:
+        """The names of the steps that no other one needs."""
+        needed = {need for step in self.steps.values() for need in step.needs}
+        return [name for name in self.steps if name not in needed]
+
+
 # --- rules of several values --------------------------------------------------------------------
+
+
+def _own(needs: Iterable[str]) -> list[str]:
+    """Return those of the needs that are steps of the same file."""
+    return [need for need in needs if "/" not in need]
+
+
+def _step_mistakes(
+    name: str, step: StepSpec, steps: Iterable[str], pipeline: str | None
+) -> Iterator[tuple[Location, str]]:
+    if step.command is None and step.image is None:
+        yield (name,), "a step needs a command, or an image that runs something by itself"
+    for i, need in enumerate(step.needs):
+        of_pipeline, _, own = need.rpartition("/")
+        if of_pipeline and of_pipeline == pipeline:
+            yield (name, "needs", i), f"{shown(need)} is in this file: write {own}"
+        elif need == name:
+            yield (name, "needs", i), "a step cannot need itself"
+        elif not of_pipeline and need not in steps:
+            others = ", ".join(other for other in steps if other != name)
+            yield (
+                (name, "needs", i),
+                f"there is no step {shown(need)}{nearest(need, steps)}; allowed are "
+                f"{f'{others}, and ' * bool(others)}assets of other pipelines as PIPELINE/ASSET",
+            )
+
+
+def _circular(steps: dict[str, StepSpec]) -> Iterator[tuple[Location, str]]:
+    """Find the steps that wait for themselves, each circle once."""
+    seen: set[str] = set()
+    for name in steps:
+        if name not in seen and (circle := circle_of(name, lambda one: _own(steps[one].needs))):
+            seen.update(circle)
+            i = steps[name].needs.index(circle[1])
+            yield (name, "needs", i), f"steps wait for each other: {' ← '.join(circle)}"
+
+
+def circle_of(name: str, above: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return the way from a name over what is above it back to itself; none if there is no way."""
+    ways, seen = [[name]], {name}
+    while ways:
+        way = ways.pop(0)
+        for other in above(way[-1]):
+            if other == name:
+                return [*way, name]
+            if other not in seen:
+                seen.add(other)
+                ways.append([*way, other])
+    return []
 
 
 def _not_plain(value: object, location: Location) -> Iterator[tuple[Location, str]]:

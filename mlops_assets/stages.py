@@ -1,4 +1,4 @@
-"""The stages of a pipeline as computations: what each reads, makes, and is decided by.
+"""The stages or steps of a pipeline as computations: what each reads, makes, and is decided by.
 
 The assets are made from this, and so is the plan, so that both always mean the same. Nothing here
 knows Dagster: a plan is made without it. What a stage does is `mlops_assets.assets` and
@@ -17,7 +17,7 @@ from mlops_assets.errors import DataError
 from mlops_assets.store.memo import Outside, Seen
 
 if TYPE_CHECKING:
-    from mlops_assets.spec import PipelineSpec
+    from mlops_assets.spec import Pipeline, PipelineSpec, StepsSpec
 
 Look = Callable[[Outside, str | None], Mapping[str, Seen]]
 """What a computation reads that is no asset, for the partition that it is about."""
@@ -68,7 +68,17 @@ class Stage:
         return code_of(self.parameters, self.begins_with).version == self.code.version
 
 
-def stages(spec: PipelineSpec) -> dict[str, Stage]:
+def stages(spec: Pipeline) -> dict[str, Stage]:
+    """Return the stages of training or the steps by name, in the order in which they run."""
+    from mlops_assets.spec import PipelineSpec, StepsSpec
+
+    if isinstance(spec, StepsSpec):
+        return {name: _step(spec, name) for name in spec.made_once}
+    assert isinstance(spec, PipelineSpec)
+    return training_stages(spec)
+
+
+def training_stages(spec: PipelineSpec) -> dict[str, Stage]:
     """Return the stages of training by name, in the order in which they run."""
     data, model, split = spec.data, spec.model, spec.split
     judged = {
@@ -177,12 +187,6 @@ def scoring_stages(spec: PipelineSpec) -> dict[str, Stage]:
     return {stage.name: stage for stage in made}
 
 
-def training_assets(spec: PipelineSpec) -> list[str]:
-    """Return what training makes, in the order in which it is made: `raw`, `train`, …."""
-    tuned = ["best_params"] if spec.tune.trials else []
-    return ["raw", "train", "test", *tuned, "model", "metrics", "champion"]
-
-
 def study(spec: PipelineSpec) -> str:
     """Return the digest of what decides the trials of a search, apart from the training set.
 
@@ -249,6 +253,43 @@ def champion_seen(spec: PipelineSpec, outside: Outside) -> Seen:
 
     current = Champions(outside.store, spec.name).current()
     return Seen("none") if current is None else Seen(str(current.number), current.run_id)
+
+
+def files_seen(spec: StepsSpec, name: str) -> dict[str, Seen]:
+    """Return the digests of the files that a step reads, by path as in `./report.py`.
+
+    Raises
+    ------
+    DataError
+        One of them does not exist or may not be read.
+    """
+    from mlops_assets.commands.files import digests
+
+    try:
+        found = digests(spec.folder, spec.steps[name].files)
+    except DataError as error:
+        raise DataError(f"steps.{name}.files: {error}") from error
+    return {path: Seen(digest) for path, digest in found.items()}
+
+
+def asset_of(spec: Pipeline, need: str) -> str:
+    """Return the asset that a step needs: `print_date` is one of its own pipeline."""
+    return need if "/" in need else f"{spec.name}/{need}"
+
+
+def _step(spec: StepsSpec, name: str) -> Stage:
+    step = spec.steps[name]
+    # what else it has is about how it is run, and decides nothing of what comes out
+    read = step.model_dump(include={"command", "image", "env", "checks"}, exclude_defaults=True)
+    return Stage(
+        name=name,
+        outputs=(f"{spec.name}/{name}",),
+        inputs=tuple(asset_of(spec, need) for need in step.needs),
+        parameters=dict(_flat({"steps": {name: read}})),
+        begins_with=("mlops_assets.commands.value",),
+        recompute=name in spec.recompute,
+        look=lambda _outside, _partition: files_seen(spec, name),
+    )
 
 
 def _best_params(spec: PipelineSpec) -> Stage:

@@ -64,7 +64,7 @@ def problems(path):
 def test_the_shipped_pipelines_are_valid():
     pipelines = load_pipelines(SHIPPED)
     assert pipelines.broken == {}
-    assert list(pipelines.valid) == ["churn", "iris"]
+    assert list(pipelines.valid) == ["churn", "greeting", "iris"]
     assert pipelines.valid["iris"].model.params == {"n_estimators": 100, "random_state": 42}
     assert pipelines.valid["iris"].metrics_for("multiclass") == [
         "accuracy",
@@ -147,7 +147,7 @@ def test_loading_imports_neither_scikit_learn_nor_pandas():
         "print(len(pipelines.valid), sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "2 []\n", done.stderr
+    assert done.stdout == "3 []\n", done.stderr
 
 
 # --- mistakes -----------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ CATALOGUE = [
     (f"data:\n  uri: a.csv{TAIL}", "1:1: data: the field 'target' is missing: The column"),
     (f"{HEAD}trian: {{}}{TAIL}", "2:1: unknown field 'trian' (did you mean 'train'?); allowed are"),
     (f"{HEAD}name: churn{TAIL}", "2:1: unknown field 'name': a pipeline has the name of its file"),
-    (f"{HEAD}folder: /{TAIL}", "2:1: unknown field 'folder'; allowed are description, data"),
+    (f"{HEAD}folder: /{TAIL}", "2:1: unknown field 'folder'; allowed are description, retr"),
     (f"{HEAD}3: x{TAIL}", "2:1: unknown field '3'; allowed are"),
     (f"{HEAD}split: {{sed: 1}}{TAIL}", "2:9: split: unknown field 'sed' (did you mean 'seed'?)"),
     (f"{HEAD}score: {{ur: x}}{TAIL}", "2:9: score: unknown field 'ur' (did you mean 'uri'?)"),
@@ -430,6 +430,181 @@ def test_pipelines_that_are_each_others_source_are_broken_with_what_is_made_of_t
     assert "the pipeline d is broken" in str(pipelines.broken["e"])
 
 
+# --- steps --------------------------------------------------------------------------------------
+
+
+def steps(**fields):
+    """A file with steps, each given by the text of its fields."""
+    return "steps:\n" + "".join(f"  {name}: {{{text}}}\n" for name, text in fields.items())
+
+
+STEPS_CATALOGUE = [
+    (
+        steps(a="command: x") + HEAD,
+        "3:1: a pipeline of steps has no 'data': it either trains a mod",
+    ),
+    (steps(a="command: x") + "train: {}\n", "3:1: a pipeline of steps has no 'train'"),
+    (
+        steps(a="command: x") + "scedule: x\n",
+        "3:1: unknown field 'scedule' (did you mean 'schedule'",
+    ),
+    (
+        steps(a="command: x") + "name: p\n",
+        "3:1: unknown field 'name': a pipeline has the name of its",
+    ),
+    (
+        steps(a="comand: x"),
+        "2:7: steps.a: unknown field 'comand' (did you mean 'command'?); allowed",
+    ),
+    (
+        steps(compute="cpu: 1"),
+        "2:13: steps.compute: unknown field 'cpu' (did you mean 'compute'?); allowed",
+    ),
+    ("steps: {}", "1:8: steps: there is no step: write at least one, with its command"),
+    ("steps: [a]", "1:8: steps: must be a map of fields, found a list"),
+    ("steps:\n  a: echo\n", "2:6: steps.a: must be a map of fields, found the text 'echo'"),
+    (
+        steps(Hello="command: x"),
+        "2:3: steps.Hello: 'Hello' cannot name a step: allowed are up to 60",
+    ),
+    ("steps:\n  1: {command: x}\n", "steps: the name 1 must be text: put quotes around it"),
+    (steps(a="needs: []"), "2:3: steps.a: a step needs a command, or an image that runs something"),
+    (
+        steps(a="command: ' '"),
+        "2:16: steps.a.command: the command is empty: write what is to be run",
+    ),
+    (
+        steps(a="command: []"),
+        "2:16: steps.a.command: the list is empty: write a program and its arg",
+    ),
+    (
+        steps(a="command: [sleep, 5]"),
+        "steps.a.command: must be a text, which `sh` runs, or a list of",
+    ),
+    (steps(a="command: 5"), "steps.a.command: must be a text, which `sh` runs, or a list of texts"),
+    (
+        steps(say="command: x", a="command: x, needs: [sya]"),
+        "3:27: steps.a.needs[0]: there is no step 'sya' (did you mean 'say'?); allowed are say, "
+        "and assets of other pipelines as PIPELINE/ASSET",
+    ),
+    (steps(a="command: x, needs: [a]"), "2:27: steps.a.needs[0]: a step cannot need itself"),
+    (steps(a="command: x, needs: [churn/b]"), "'churn/b' is in this file: write b"),
+    (
+        steps(a="command: x, needs: [b-c]"),
+        "2:27: steps.a.needs[0]: 'b-c' is nothing that a step cou",
+    ),
+    (
+        steps(a="command: x, needs: [c]", b="command: x, needs: [a]", c="command: x, needs: [b]"),
+        "2:27: steps.a.needs[0]: steps wait for each other: a ← c ← b ← a",
+    ),
+    (
+        steps(b_c="command: x", a="command: x, needs: [b_c, b/c]"),
+        "steps.a.needs[1]: 'b/c' is the second one that is given in the variable B_C",
+    ),
+    (
+        steps(path="command: x", a="command: x, needs: [path]"),
+        "in the variable PATH, which programs",
+    ),
+    (
+        steps(a="command: x, env: {1A: x}"),
+        "steps.a.env.1A: '1A' is not the name of an environment va",
+    ),
+    (
+        steps(a="command: x, env: {A: 1}"),
+        "2:28: steps.a.env.A: must be text, found the number 1; put",
+    ),
+    (steps(a="command: x, env: {DAGSTER_PIPES_CONTEXT: x}"), "belongs to Dagster Pipes: choose"),
+    (
+        steps(b="command: x", a="command: x, needs: [b], env: {B: x}"),
+        "steps.a.env.B: B is the variable in which b is given: choose another one",
+    ),
+    (
+        steps(a="image: 'a b'"),
+        "2:14: steps.a.image: 'a b' is not a container image: write it like do",
+    ),
+    (steps(a="image: -v"), "2:14: steps.a.image: '-v' is not a container image"),
+    (
+        steps(a="image: x, files: [y]"),
+        "steps.a.files: an image has its files in it and does not see",
+    ),
+    (steps(a="command: x, files: [/etc/x]"), "'/etc/x' must be a path relative to this file"),
+    (steps(a="command: x, checks: [a-b]"), "steps.a.checks[0]: 'a-b' cannot name a check"),
+    (steps(a="command: x, checks: [a, a]"), "steps.a.checks[1]: 'a' is in the list twice"),
+    (
+        steps(a="command: x, timeout: soon"),
+        "2:28: steps.a.timeout: 'soon' is not a duration: write",
+    ),
+    (
+        steps(a="command: x, timeout: 0"),
+        "2:28: steps.a.timeout: must be more than 0, found the numbe",
+    ),
+    (
+        steps(a="command: x, compute: {cpus: 1}"),
+        "steps.a.compute: unknown field 'cpus' (did you mean",
+    ),
+    (steps(a="command: x") + "recompute: [b]\n", "3:13: recompute[0]: there is no step 'b'"),
+    (steps(a="command: x") + "timezone: Mars\n", "3:11: timezone: 'Mars' is not a time zone"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), STEPS_CATALOGUE)
+def test_a_mistake_in_steps_is_reported_at_its_place_with_what_is_allowed(write, content, expected):
+    found = problems(write(content))
+    assert any(expected in problem for problem in found), found
+
+
+def test_steps_come_after_those_that_they_need_and_else_as_in_the_file(write):
+    text = steps(
+        c="command: x, needs: [b]", d="command: x", b="command: x, needs: [a]", a="image: x"
+    )
+    assert load_pipeline(write(text)).made_once == ["d", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("need", "why"),
+    [
+        ("lost/x", "there is no pipeline 'lost'; there are a, broken, s"),
+        ("broken/raw", "the pipeline broken is broken: mend its file first"),
+        (
+            "a/modle",
+            "the pipeline a makes no 'modle' (did you mean 'model'?); there are raw, train",
+        ),
+        ("a/predictions", "the pipeline a makes no predictions: give it a score section"),
+        ("s/two", "the pipeline s makes no 'two'; there are one"),
+    ],
+)
+def test_a_need_that_no_pipeline_makes_is_reported_where_it_stands(write, tmp_path, need, why):
+    write(MINIMAL, "a.yaml")
+    write(steps(one="command: x"), "s.yaml")
+    write("nothing", "broken.yaml")
+    write(steps(one="command: x", two=f"command: x, needs: [one, {need}]"), "b.yaml")
+    pipelines = load_pipelines(tmp_path)
+
+    assert list(pipelines.valid) == ["a", "s"]
+    place = f"{tmp_path / 'b.yaml'}:3:34: steps.two.needs[1]: "
+    assert f"{place}{why}" in str(pipelines.broken["b"])
+
+
+def test_what_is_made_day_by_day_or_is_no_table_cannot_be_waited_for_or_read(write, tmp_path):
+    write(MINIMAL + "score: {uri: 'x/{date}/*.csv'}\n", "a.yaml")
+    write(steps(one="command: x, needs: [a/drift]"), "s.yaml")
+    write(steps(raw="command: x"), "t.yaml")
+    write(FROM_A.replace("asset://a/train", "asset://t/raw"), "b.yaml")
+    broken = load_pipelines(tmp_path).broken
+
+    assert "a/drift is made day by day, and a step once" in str(broken["s"])
+    assert "t/raw is what a command has printed, and no table" in str(broken["b"])
+
+
+def test_pipelines_whose_steps_wait_for_each_other_are_broken(write, tmp_path):
+    write(steps(one="command: x, needs: [t/two]"), "s.yaml")
+    write(steps(one="command: x", two="command: x, needs: [s/one]"), "t.yaml")
+    broken = load_pipelines(tmp_path).broken
+
+    assert "pipelines cannot be each other's source: s ← t ← s" in str(broken["s"])
+    assert "pipelines cannot be each other's source: t ← s ← t" in str(broken["t"])
+
+
 def test_a_glob_selects_files_in_several_folders(write, tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     write(MINIMAL, "x/a.yaml")
@@ -563,7 +738,7 @@ def test_the_schema_describes_the_file_and_not_the_python_object():
     schema = json_schema()
     assert "name" not in schema["properties"]
     assert "folder" not in schema["properties"]
-    assert schema["required"] == ["data", "model"]
+    assert [either["required"] for either in schema["anyOf"]] == [["data", "model"], ["steps"]]
     parts = [schema, *schema["$defs"].values()]
     assert all(part["additionalProperties"] is False for part in parts)
     assert json.loads(json.dumps(schema)) == schema

@@ -25,7 +25,7 @@ from dagster import (
 from mlops_assets.execution.compute import step_options, without_gpu
 
 if TYPE_CHECKING:
-    from mlops_assets.spec import PipelineSpec, RetrySpec
+    from mlops_assets.spec import Pipeline, PipelineSpec, RetrySpec
 
 STORE = "store"
 """Resource key of the store, which is also the IO manager of every asset."""
@@ -34,7 +34,7 @@ MLFLOW = "mlflow"
 """Resource key of the tracking server."""
 
 
-def key_of(spec: PipelineSpec, stage: str) -> AssetKey:
+def key_of(spec: Pipeline, stage: str) -> AssetKey:
     """Return the asset key of a stage, `pipeline/stage`."""
     return AssetKey([spec.name, stage])
 

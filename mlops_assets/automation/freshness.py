@@ -16,11 +16,12 @@ from dagster import AssetKey, DagsterInstance, FreshnessPolicy
 from mlops_assets.assets.common import key_of
 from mlops_assets.dagster_internals.ticks import ticks_after
 from mlops_assets.durations import in_words
+from mlops_assets.spec import PipelineSpec, Timing
 
 if TYPE_CHECKING:
     from dagster import AssetsDefinition
 
-    from mlops_assets.spec import PipelineSpec
+    from mlops_assets.spec import Pipeline
 
 INTERVALS = 3
 """Of a schedule: the second tick in a row that brought nothing has had its time to bring it."""
@@ -34,12 +35,15 @@ _START = datetime(2027, 1, 1, tzinfo=UTC)
 _TICKS, _YEARS = 1500, timedelta(days=10 * 366)
 
 
-def with_freshness(assets: AssetsDefinition, spec: PipelineSpec) -> AssetsDefinition:
-    """Return assets with a policy for `p/model` and `p/predictions`; others as they are."""
-    windows = {key_of(spec, "model"): training_window(spec)}
-    if spec.score is not None:
+def with_freshness(assets: AssetsDefinition, spec: Pipeline) -> AssetsDefinition:
+    """Return assets with a policy for `p/model` and `p/predictions`, or for the last steps.
+
+    Others are returned as they are.
+    """
+    windows = {key_of(spec, asset): main_window(spec) for asset in spec.kept_fresh}
+    if isinstance(spec, PipelineSpec) and spec.score is not None:
         windows[key_of(spec, "predictions")] = _window(
-            spec.score.fresh_within, spec.score.schedule, spec.train.timezone
+            Timing(spec.score.schedule, spec.train.timezone, spec.score.fresh_within)
         )
     policies = {
         key: FreshnessPolicy.time_window(window) for key, window in windows.items() if window
@@ -51,12 +55,12 @@ def with_freshness(assets: AssetsDefinition, spec: PipelineSpec) -> AssetsDefini
     )
 
 
-def training_window(spec: PipelineSpec) -> timedelta | None:
-    """Return how old the latest materialisation of `p/model` may get; None for any age."""
-    return _window(spec.train.fresh_within, spec.train.schedule, spec.train.timezone)
+def main_window(spec: Pipeline) -> timedelta | None:
+    """Return how old the model, or the last steps, may get; None for any age."""
+    return _window(spec.timing)
 
 
-def confirmation_due(spec: PipelineSpec, instance: DagsterInstance, now: datetime) -> str | None:
+def confirmation_due(spec: Pipeline, instance: DagsterInstance, now: datetime) -> str | None:
     """Say why a tick with nothing to do should launch all the same; None if it can wait.
 
     It cannot when a run that is launched two ticks from now would begin too late: each run has the
@@ -64,21 +68,23 @@ def confirmation_due(spec: PipelineSpec, instance: DagsterInstance, now: datetim
 
     Parameters
     ----------
-    spec : PipelineSpec
+    spec : Pipeline
         With a schedule.
     instance : DagsterInstance
         With what has been materialised.
     now : datetime
         Of the tick.
     """
-    window, key = training_window(spec), key_of(spec, "model")
-    made = _made_at(instance, key)
-    if window is None or made is None or spec.train.schedule is None:
+    window, timing = main_window(spec), spec.timing
+    if window is None or timing.schedule is None:
         return None
-    *_, last = islice(ticks_after(spec.train.schedule, spec.train.timezone, now), INTERVALS - 1)
-    if last - made <= window:
-        return None
-    return f"{key.to_user_string()} is to be confirmed within {in_words(window.total_seconds())}"
+    *_, last = islice(ticks_after(timing.schedule, timing.timezone, now), INTERVALS - 1)
+    for key in (key_of(spec, asset) for asset in spec.kept_fresh):
+        made = _made_at(instance, key)
+        if made is not None and last - made > window:
+            within = in_words(window.total_seconds())
+            return f"{key.to_user_string()} is to be confirmed within {within}"
+    return None
 
 
 def _made_at(instance: DagsterInstance, key: AssetKey) -> datetime | None:
@@ -86,10 +92,12 @@ def _made_at(instance: DagsterInstance, key: AssetKey) -> datetime | None:
     return datetime.fromtimestamp(records[0].timestamp, UTC) if records else None
 
 
-def _window(given: float | None, schedule: str | None, timezone: str) -> timedelta | None:
-    if given is not None:
-        return timedelta(seconds=given)
-    return _window_of_schedule(schedule, timezone) if schedule is not None else None
+def _window(timing: Timing) -> timedelta | None:
+    if timing.fresh_within is not None:
+        return timedelta(seconds=timing.fresh_within)
+    if timing.schedule is None:
+        return None
+    return _window_of_schedule(timing.schedule, timing.timezone)
 
 
 @lru_cache

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from dagster import AssetKey, AssetSelection, define_asset_job
 
 from mlops_assets.assets.common import key_of
-from mlops_assets.stages import scoring_stages, training_assets
+from mlops_assets.stages import scoring_stages
 
 if TYPE_CHECKING:
     from dagster import UnresolvedAssetJobDefinition
 
-    from mlops_assets.spec import PipelineSpec
+    from mlops_assets.spec import Pipeline, PipelineSpec
 
 
-def training_job(spec: PipelineSpec) -> UnresolvedAssetJobDefinition:
-    """Return `p_training`: from the source to the champion."""
+def main_job(spec: Pipeline) -> UnresolvedAssetJobDefinition:
+    """Return `p_training`, from the source to the champion, or `p_steps`."""
     return define_asset_job(
-        f"{spec.name}_training",
-        selection=AssetSelection.assets(*(key_of(spec, asset) for asset in training_assets(spec))),
+        spec.job,
+        selection=AssetSelection.assets(*(key_of(spec, asset) for asset in spec.made_once)),
         description=spec.description or None,
         tags={"mlops/pipeline": spec.name},
     )

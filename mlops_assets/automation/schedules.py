@@ -34,13 +34,12 @@ from mlops_assets.automation.staleness import (
     recorded_in,
 )
 from mlops_assets.dagster_internals.automation import Lineage
-from mlops_assets.stages import training_assets
 
 if TYPE_CHECKING:
     from dagster import SensorEvaluationContext, UnresolvedAssetJobDefinition
 
     from mlops_assets.dagster_internals.automation import CoercibleToAssetSelection
-    from mlops_assets.spec import PipelineSpec
+    from mlops_assets.spec import Pipeline
     from mlops_assets.store.io_manager import StoreIOManager
 
 REASON = "mlops/reason"
@@ -50,45 +49,44 @@ LONGEST_REASON = 500  # characters, of what is shown whole in a list of runs
 LONGEST_SKIP = 20  # lines
 
 
-def training_schedule(
-    spec: PipelineSpec, job: UnresolvedAssetJobDefinition
-) -> ScheduleDefinition | None:
-    """Return `p_training_schedule`; None when the pipeline file has no `train.schedule`.
+def main_schedule(spec: Pipeline, job: UnresolvedAssetJobDefinition) -> ScheduleDefinition | None:
+    """Return `p_training_schedule` or `p_steps_schedule`; None when the file has no schedule.
 
-    It launches what `mlops plan` would name, and skips when that is nothing, unless the model's
-    freshness is to be confirmed before it is overdue. A source or a store that cannot be looked at
-    is a failed tick with the reason: a skipped one would look as if there were nothing to do.
+    It launches what `mlops plan` would name, and skips when that is nothing, unless the freshness
+    of what is made is to be confirmed before it is overdue. A source or a store that cannot be
+    looked at is a failed tick with the reason: a skipped one would look as if there were nothing to
+    do.
     """
-    if spec.train.schedule is None:
+    if spec.timing.schedule is None:
         return None
 
     @schedule(
-        name=f"{spec.name}_training_schedule",
+        name=f"{spec.job}_schedule",
         job=job,
-        cron_schedule=spec.train.schedule,
-        execution_timezone=spec.train.timezone,
+        cron_schedule=spec.timing.schedule,
+        execution_timezone=spec.timing.timezone,
         required_resource_keys={STORE},
         description="Launches what is stale, with everything below it.",
     )
-    def training(context: ScheduleEvaluationContext) -> Iterator[RunRequest | SkipReason]:
-        chosen = stale_training(spec, context)
+    def launch(context: ScheduleEvaluationContext) -> Iterator[RunRequest | SkipReason]:
+        chosen = stale_now(spec, context)
         if not chosen.now and not chosen.later:
             now = context.scheduled_execution_time
             if due := confirmation_due(spec, context.instance, now):
-                keys = training_keys(spec)
+                keys = keys_of(spec)
                 chosen = launchable(Lineage.of_schedule(context), keys, lambda *_: due)
-        yield request_of(chosen.now) if chosen.now else skip_reason(training_keys(spec), chosen)
+        yield request_of(chosen.now) if chosen.now else skip_reason(keys_of(spec), chosen)
 
-    return training
-
-
-def training_keys(spec: PipelineSpec) -> list[AssetKey]:
-    """Return what `p_training` makes."""
-    return [key_of(spec, asset) for asset in training_assets(spec)]
+    return launch
 
 
-def stale_training(
-    spec: PipelineSpec, context: ScheduleEvaluationContext | SensorEvaluationContext
+def keys_of(spec: Pipeline) -> list[AssetKey]:
+    """Return what the job of a pipeline makes: `p_training` or `p_steps`."""
+    return [key_of(spec, asset) for asset in spec.made_once]
+
+
+def stale_now(
+    spec: Pipeline, context: ScheduleEvaluationContext | SensorEvaluationContext
 ) -> Launch:
     """Choose what `mlops plan` names of a pipeline and can be launched now.
 
@@ -100,12 +98,12 @@ def stale_training(
     from mlops_assets.plan import plan_pipeline
 
     store: StoreIOManager = context.resources.store
-    lineage, keys, daily = Lineage.of_schedule(context), training_keys(spec), {}
+    lineage, keys, daily = Lineage.of_schedule(context), keys_of(spec), {}
     above = []
-    if upstream := spec.data.upstream:
-        above = [AssetKey([upstream.pipeline, upstream.asset])]
+    for upstream in spec.upstreams.values():
+        above.append(AssetKey([upstream.pipeline, upstream.asset]))
         if upstream.is_daily:
-            days = lineage.partitions(above[0])
+            days = lineage.partitions(above[-1])
             daily[upstream.name] = str(days[0]) if days else ""
     recorded = recorded_in(context.instance, [*keys, *above], daily)
     plan = plan_pipeline(spec, store.outside, recorded)

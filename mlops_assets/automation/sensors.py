@@ -33,22 +33,23 @@ from mlops_assets.assets.common import STORE, key_of
 from mlops_assets.automation.conditions import reuse_sensor
 from mlops_assets.automation.schedules import (
     LONGEST_REASON,
+    keys_of,
     request_of,
     skip_reason,
-    stale_training,
-    training_keys,
+    stale_now,
 )
 from mlops_assets.automation.scoring import days_to_score
 from mlops_assets.automation.staleness import UndecidedError, recorded_in
 from mlops_assets.dagster_internals.automation import Lineage, versions_by_partition
 from mlops_assets.errors import UserError
+from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import source_seen
 
 if TYPE_CHECKING:
     from dagster import UnresolvedAssetJobDefinition
 
     from mlops_assets.ml.listing import Listing
-    from mlops_assets.spec import PipelineSpec, Upstream
+    from mlops_assets.spec import Pipeline, Upstream
     from mlops_assets.store.memo import Outside
 
 INTERVAL = 60  # seconds between two looks at a source
@@ -61,29 +62,31 @@ SETTLE_SECONDS = 10.0
 
 
 def pipeline_sensors(
-    spec: PipelineSpec,
-    training: UnresolvedAssetJobDefinition,
+    spec: Pipeline,
+    main: UnresolvedAssetJobDefinition,
     scoring: UnresolvedAssetJobDefinition | None,
 ) -> list[SensorDefinition]:
-    """Return `p_automation_sensor` and what looks at the pipeline's data.
+    """Return `p_automation_sensor` and what looks at the pipeline's data, if it has any.
 
     That is `p_new_data_sensor` where new data is to launch runs. Where it is not to launch
     training, and the data is not the asset of another pipeline, it is `p_source_sensor`.
 
     Parameters
     ----------
-    spec : PipelineSpec
+    spec : Pipeline
         The pipeline.
-    training, scoring : jobs
-        `p_training`, and `p_scoring` if there is one.
+    main, scoring : jobs
+        `p_training` or `p_steps`, and `p_scoring` if there is one.
     """
     sensors: list[SensorDefinition] = [
         reuse_sensor(f"{spec.name}_automation_sensor", AssetSelection.groups(spec.name))
     ]
+    if not isinstance(spec, PipelineSpec):
+        return sensors
     if not spec.train.on_new_data and spec.data.upstream is None:
         sensors.append(source_sensor(spec))
     if spec.train.on_new_data or spec.score is not None:
-        sensors.append(new_data_sensor(spec, [training, *([scoring] if scoring else [])]))
+        sensors.append(new_data_sensor(spec, [main, *([scoring] if scoring else [])]))
     return sensors
 
 
@@ -219,18 +222,18 @@ def _training(spec: PipelineSpec, context: SensorEvaluationContext, seen: _Seen)
         return _Decision(SkipReason(f"training: nothing new among {found.objects}"), waiting)
     if found.unsettled is not None and found.digest != seen.last:
         return _Decision(SkipReason(f"training: {found.unsettled} may not be complete"), waiting)
-    chosen = stale_training(spec, context)
+    chosen = stale_now(spec, context)
     if chosen.later:  # a run is at work: what that leaves stale is launched when it has ended
-        return _Decision(skip_reason(training_keys(spec), chosen), waiting)
+        return _Decision(skip_reason(keys_of(spec), chosen), waiting)
     acted_on = _Seen(found.digest, time.time(), found.objects, found.newest, found.digest)
     if not chosen.now:
-        return _Decision(skip_reason(training_keys(spec), chosen), acted_on)
+        return _Decision(skip_reason(keys_of(spec), chosen), acted_on)
     launch = request_of(chosen.now, {NEW_DATA: _news(found, seen)})
     run = RunRequest(
         # Of equal keys Dagster launches one, ever: the same when it evaluates this tick again, and
         # another one when a source becomes what it was before.
         run_key=f"{seen.digest} at {seen.acted} → {found.digest}",
-        job_name=f"{spec.name}_training",
+        job_name=spec.job,
         asset_selection=launch.asset_selection,
         tags=launch.tags,
     )

@@ -44,7 +44,7 @@ def _recorded(project: Project) -> dict[str, Recorded]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Train, judge and promote models: one YAML file per pipeline.
+    """Train, judge and promote models, and run commands: one YAML file per pipeline.
 
     \b
     mlops plan              what a run would execute, what it would reuse, and why
@@ -131,7 +131,7 @@ def run(pipelines: tuple[str, ...], refresh: tuple[str, ...], in_json: bool) -> 
         gc.set_threshold(50_000, 20, 1000)
         from mlops_assets.cli.run import run_needed
 
-        result = run_needed(reports, plans.values(), anew)
+        result = run_needed(project, reports, plans.values(), anew)
     report = summary(
         reports,
         succeeded=result is None or result.success,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagster import DagsterEventType
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def add_result(
     reports: Mapping[str, dict[str, Any]],
+    trained: Container[str],
     steps: Mapping[str, Sequence[AssetKey]],
     result: ExecuteInProcessResult,
 ) -> None:
@@ -26,6 +27,8 @@ def add_result(
     ----------
     reports : mapping of str to dict
         By pipeline; see `mlops_assets.cli.summary`.
+    trained : container of str
+        The pipelines that train a model, and have metrics and a champion.
     steps : mapping of str to sequence of AssetKey
         The assets of every step of the run.
     result : ExecuteInProcessResult
@@ -39,7 +42,7 @@ def add_result(
         report["reused"] = [name for name in report["reused"] if name not in names]
         report[outcome] += names
         report["error"] = report["error"] or reason
-    _add_values(reports, result)
+    _add_values({name: it for name, it in reports.items() if name in trained}, result)
 
 
 def _outcomes(result: ExecuteInProcessResult) -> dict[str, tuple[str, str | None]]:
@@ -77,13 +80,14 @@ def _add_values(reports: Mapping[str, dict[str, Any]], result: ExecuteInProcessR
         if event.is_step_materialization:
             made = event.step_materialization_data.materialization
             pipeline, stage = made.asset_key.path[0], made.asset_key.path[-1]
-            if stage == "metrics":
+            if stage == "metrics" and pipeline in reports:
                 reports[pipeline]["metrics"] = made.metadata["metrics"].value
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
-            if check.check_name == EXISTS:
+            pipeline = check.asset_key.path[0]
+            if check.check_name == EXISTS and pipeline in reports:
                 facts = {name: value.value for name, value in check.metadata.items()}
-                reports[check.asset_key.path[0]]["champion"] = {
+                reports[pipeline]["champion"] = {
                     "version": facts.get("version"),
                     "changed": facts.get("promoted_by_run") == result.run_id,
                     "reason": facts["reason"],

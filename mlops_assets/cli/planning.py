@@ -14,7 +14,7 @@ from mlops_assets.errors import SettingsError
 from mlops_assets.pipeline_file import Pipelines, load_pipelines
 from mlops_assets.plan import PipelinePlan, plan_pipelines
 from mlops_assets.settings import Settings, local_state
-from mlops_assets.stages import training_assets
+from mlops_assets.spec import PipelineSpec
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.memo import Outside
 
@@ -50,12 +50,18 @@ class Project:
 
     @property
     def assets(self) -> list[str]:
-        """What training the chosen pipelines makes, as in `churn/model`."""
+        """What runs of the chosen pipelines make, as in `churn/model`."""
         return [
             f"{name}/{asset}"
             for name in self.valid
-            for asset in training_assets(self.pipelines.valid[name])
+            for asset in self.pipelines.valid[name].made_once
         ]
+
+    @property
+    def trained(self) -> dict[str, PipelineSpec]:
+        """Those of the pipelines that train a model."""
+        valid = self.pipelines.valid
+        return {name: spec for name, spec in valid.items() if isinstance(spec, PipelineSpec)}
 
     @property
     def store(self) -> ArtifactStore:
@@ -68,16 +74,16 @@ class Project:
 
     @property
     def sources(self) -> list[str]:
-        """Assets of other pipelines that are the source of one of the chosen ones."""
-        upstream = (self.pipelines.valid[name].data.upstream for name in self.valid)
-        return [one.name for one in upstream if one is not None]
+        """Assets of other pipelines that one of the chosen ones is made from."""
+        upstreams = (self.pipelines.valid[name].upstreams.values() for name in self.valid)
+        return [one.name for of_pipeline in upstreams for one in of_pipeline]
 
     @property
     def daily_sources(self) -> dict[str, str]:
         """Those of `sources` with a partition for each day, and the first day that counts."""
         first_days = {
             f"{name}/predictions": spec.score.start.isoformat()
-            for name, spec in self.pipelines.valid.items()
+            for name, spec in self.trained.items()
             if spec.score is not None
         }
         return {name: first_days[name] for name in self.sources if name in first_days}

@@ -116,11 +116,12 @@ def _move(pipeline: str) -> Iterator[_Move]:
     project = Project.load([pipeline])
     if pipeline in project.pipelines.broken:
         raise project.pipelines.broken[pipeline]
+    if (spec := project.trained.get(pipeline)) is None:
+        raise PromotionError(f"{pipeline} is a pipeline of steps: it trains no model to promote")
     from mlops_assets.cli.run import local_instance
 
     champions = Champions(project.store, pipeline)
     with local_instance() as instance:
-        spec = project.pipelines.valid[pipeline]
         yield _Move(project, spec, champions, champions.history(), instance)
 
 

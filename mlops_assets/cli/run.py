@@ -35,6 +35,7 @@ def recorded(project: Project) -> dict[str, Recorded]:
 
 
 def run_needed(
+    project: Project,
     reports: Mapping[str, dict[str, Any]],
     plans: Iterable[PipelinePlan],
     refresh: frozenset[str],
@@ -59,7 +60,7 @@ def run_needed(
     with local_instance() as instance:
         tags = {COMMAND: "run", **({REFRESH: ",".join(sorted(refresh))} if refresh else {})}
         result = run_steps(instance, steps, tags)
-    add_result(reports, steps, result)
+    add_result(reports, project.trained, steps, result)
     return result
 
 

@@ -56,9 +56,12 @@ def summary(
 def _known(project: Project, plan: PipelinePlan) -> dict[str, Any]:
     store = project.store
     known: dict[str, Any] = {"reused": list(plan.reuse), "metrics": {}, "champion": None}
+    spec = project.trained.get(plan.pipeline)
+    if spec is None:
+        return known
     metrics = plan.computed.get(f"{plan.pipeline}/metrics")
     if metrics is not None and metrics.artifact is not None:
-        listed = project.pipelines.valid[plan.pipeline].evaluate.metrics
+        listed = spec.evaluate.metrics
         values = store.read(metrics.artifact)["metrics"]
         known["metrics"] = {name: values[name] for name in dict.fromkeys([*listed, *values])}
     champion = plan.computed.get(f"{plan.pipeline}/champion")

@@ -61,6 +61,9 @@ MEMOIZED = "memoized"
 PRODUCED_BY = "produced_by_run"
 """Metadata of a materialisation or check that is a reuse: the run that computed it."""
 
+SAVED = "saved_seconds"
+"""The same: how long it took then."""
+
 COMMAND = "mlops/command"
 """Run tag of runs that `mlops` started: nobody asks their results for values."""
 
@@ -237,7 +240,7 @@ class StepComputation:
         about: dict[str, Any] = {
             MEMOIZED: True,
             PRODUCED_BY: MetadataValue.dagster_run(computed.run_id),
-            "saved_seconds": computed.seconds,
+            SAVED: computed.seconds,
         }
         if computed.artifact is not None:
             made = deserialize_value(events["materialization"], AssetMaterialization)
