@@ -39,9 +39,16 @@ check: setup  ## lint, format, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-lock: setup  ## pin the newest allowed packages in requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --no-strip-extras --generate-hashes --python-version 3.11 \
-		--extra dev --extra k8s --upgrade --output-file requirements.lock pyproject.toml
+COMPILE := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --generate-hashes \
+	--python-version 3.11
+lock: setup  ## pin the newest allowed packages in requirements.lock, and the image's
+	$(COMPILE) --extra dev --extra k8s --upgrade --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra k8s --constraint requirements.lock --output-file k8s/requirements.lock \
+		pyproject.toml
+	$(COMPILE) --extra k8s --extra gpu --constraint requirements.lock \
+		--output-file k8s/requirements-gpu.lock pyproject.toml
+	echo hatchling | $(COMPILE) --constraint requirements.lock \
+		--output-file k8s/requirements-build.lock -
 
 clean:  ## remove the virtual environment and everything that the project stored in the checkout
 	rm -rf .venv .mlops
