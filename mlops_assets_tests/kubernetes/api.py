@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -214,8 +215,8 @@ class _Call:
         except ApiError as error:
             self.code, body = error.code, error.status
         except Exception as error:
+            traceback.print_exc()
             self.code, body = 500, ApiError(500, f"the double has a defect: {error!r}").status
-            raise
         finally:
             path = self.path if "watch" not in self.query else f"{self.path}?watch"
             self.api.requests.append(Request(self.method, path, self.user, self.code))

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -124,7 +124,7 @@ class Cluster:
         """Version, type, resource and object of each change."""
         self.every_pod: list[Object] = []
         self.workers: dict[str, PodWorker] = {}
-        self._nodes = {it.name: it for it in nodes}
+        self._nodes = {it.name: replace(it) for it in nodes}
         self._kubeconfig = kubeconfig
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._counted: dict[str, dict[str, str]] = {}

@@ -186,7 +186,9 @@ class KubernetesDouble:
                 if self._cluster.version == seen:
                     self._cluster.changed.wait(0.05)
 
-    def wait_for_pod(self, selector: str, phase: str = "Running", timeout: float = 60) -> Object:
+    def wait_for_pod(
+        self, selector: str = "", phase: str = "Running", timeout: float = 60
+    ) -> Object:
         """Return the first pod of a label selector as soon as it is in a phase."""
 
         def found() -> Object | None:
@@ -204,12 +206,12 @@ class KubernetesDouble:
             status = pod["status"]
             states = [it["state"] for it in status.get("containerStatuses", [])]
             lines.append(f"{pod['metadata']['name']}: {status['phase']} {states}")
-            lines += [f"    {it['message']}" for it in status["conditions"] if "message" in it]
+            lines += [
+                f"    {it['message']}" for it in status.get("conditions", []) if "message" in it
+            ]
             for container in pod["spec"]["containers"]:
-                with contextlib.suppress(OSError):
-                    lines += [
-                        f"    | {it}" for it in self.log(pod, container["name"]).splitlines()[-15:]
-                    ]
+                log = self.log(pod, container["name"]).splitlines()
+                lines += [f"    | {it}" for it in log[-15:]]
         return "\n".join(lines)
 
     # -- break

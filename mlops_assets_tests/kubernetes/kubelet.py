@@ -66,7 +66,6 @@ class Log:
         self.file = file
         self._more = threading.Condition()
         self._over = False
-        file.touch()
 
     def fill(self, stream: IO[bytes]) -> None:
         """Take lines from a pipe until its end."""
@@ -85,6 +84,8 @@ class Log:
 
     def lines(self, *, follow: bool = False) -> Iterator[bytes]:
         """Yield the lines with their times; on request until the container is over."""
+        if not self.file.exists():
+            return
         with self.file.open("rb") as file:
             while True:
                 with self._more:
@@ -206,11 +207,13 @@ class Container:
         self.folder = folder / self.name
         self.folder.mkdir(parents=True)
         self.log = Log(folder / f"{self.name}.log")
+        self.log.file.touch()
         self.state: Object = {"waiting": {"reason": "ContainerCreating"}}
         self.process: subprocess.Popen[bytes] | None = None
         self.out_of_memory = False
         limit = (spec["resources"].get("limits") or {}).get("memory")
         self.limit = int(quantity(limit)) if limit is not None else None
+        self._mark = f"{folder.name}/{self.name}"
 
     @property
     def is_over(self) -> bool:
@@ -220,13 +223,13 @@ class Container:
     def exit_code(self) -> int:
         return int(self.state["terminated"]["exitCode"])
 
-    def start(self, command: list[str], environment: Mapping[str, str], mark: str) -> None:
+    def start(self, command: list[str], environment: Mapping[str, str]) -> None:
         """Start the process; one that cannot be started is over at once."""
         try:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.spec.get("workingDir") or self.folder,
-                env={**environment, MARK: mark},
+                env={**environment, MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -245,7 +248,7 @@ class Container:
         else:
             self.state = {"running": {"startedAt": stamp()}}
 
-    def wait(self, mark: str) -> None:
+    def wait(self) -> None:
         """Return when the process is over, and everything that it started is gone."""
         if self.process is None:
             return
@@ -253,7 +256,7 @@ class Container:
         reader = threading.Thread(target=self.log.fill, args=[self.process.stdout], daemon=True)
         reader.start()
         code = self.process.wait()
-        self._kill_all(mark)
+        self._kill_all()
         reader.join(5)
         code = 128 - code if code < 0 else code
         reason = "OOMKilled" if self.out_of_memory else "Error" if code else "Completed"
@@ -289,10 +292,10 @@ class Container:
         if self.process is not None:
             self.process.send_signal(number)
 
-    def _kill_all(self, mark: str) -> None:
+    def _kill_all(self) -> None:
         """Kill what the main process left behind, as the end of a container does."""
         assert self.process is not None
-        wanted = f"{MARK}={mark}".encode()
+        wanted = f"{MARK}={self._mark}".encode()
         for pid, session, _ in processes():
             with contextlib.suppress(OSError):
                 mine = session == self.process.pid
@@ -388,7 +391,7 @@ class PodWorker:
         succeeded = True
         for container in self.inits:
             if succeeded and self._prepare(container):
-                container.wait(self._mark)
+                container.wait()
                 self._publish()
             succeeded = succeeded and container.is_over and container.exit_code == 0
         threads = []
@@ -411,12 +414,8 @@ class PodWorker:
             self.cluster.stopped(self.pod)
 
     def _wait(self, container: Container) -> None:
-        container.wait(self._mark)
+        container.wait()
         self._publish()
-
-    @property
-    def _mark(self) -> str:
-        return str(self.pod["metadata"]["uid"])
 
     def _prepare(self, container: Container) -> bool:
         """Start a container as soon as it can be; return false if the pod is stopped before."""
@@ -431,7 +430,7 @@ class PodWorker:
                 except NotYet as why:
                     self._wait_because(container, why)
                     continue
-                container.start(command, environment, self._mark)
+                container.start(command, environment)
                 self._publish()
                 if container.process is None:
                     message = container.state["terminated"]["message"]
@@ -521,7 +520,7 @@ class PodWorker:
             files = {target / name: text for name, text in data.items()}
         for file, text in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-            new = file.with_name(f".{file.name}.{self._mark}")
+            new = file.with_name(f".{file.name}.{self.pod['metadata']['uid']}")
             new.write_text(text)
             new.replace(file)
 
