@@ -13,12 +13,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from kubernetes.client import V1ContainerState, V1JobStatus, V1Pod
 
-PATIENCE = timedelta(minutes=2)
-"""How long a container may fail to be created before the pod is given up.
-
-The kubelet tries again by itself, after 10 s, 20 s and so on: passing trouble with a registry ends
-within this time, and a wrong name of an image does not."""
-
 Kind = Literal["platform", "memory", "process", "setup"]
 """Whose fault it was: the cluster's, which a new pod mends; want of memory, which more mends; the
 step's own process; or the way that the pod is described, which only a person mends."""
@@ -50,7 +44,7 @@ class Trouble(NamedTuple):
     reason: str
 
 
-def trouble_of(job: V1JobStatus, pods: Sequence[V1Pod]) -> Trouble | None:
+def trouble_of(job: V1JobStatus, pods: Sequence[V1Pod], patience: timedelta) -> Trouble | None:
     """Return why a job's pod cannot go on; None while it can.
 
     Parameters
@@ -59,9 +53,11 @@ def trouble_of(job: V1JobStatus, pods: Sequence[V1Pod]) -> Trouble | None:
         Of a job that makes one pod and never a second one (`backoffLimit: 0`).
     pods : sequence of kubernetes.client.V1Pod
         Those that there are of it.
+    patience : datetime.timedelta
+        How long a container may fail to be created before the pod is given up.
     """
     if not job.failed:
-        return next(filter(None, map(_in_the_way, pods)), None)
+        return next(filter(None, (_in_the_way(pod, patience) for pod in pods)), None)
     if not pods:
         # Only pods that ended by themselves stay. A drained, pre-empted or lost one is deleted.
         return Trouble("platform", "its pod was deleted")
@@ -80,7 +76,7 @@ def waiting_for(pods: Sequence[V1Pod]) -> str | None:
     return None
 
 
-def _in_the_way(pod: V1Pod) -> Trouble | None:
+def _in_the_way(pod: V1Pod, patience: timedelta) -> Trouble | None:
     """Return why a pod that is not over will never run."""
     for state in _states(pod):
         if not state.waiting:
@@ -88,7 +84,7 @@ def _in_the_way(pod: V1Pod) -> Trouble | None:
         why = f"{state.waiting.reason}: {state.waiting.message or 'no message'}"
         if state.waiting.reason in _NEVER:
             return Trouble("setup", why)
-        if datetime.now(UTC) - pod.metadata.creation_timestamp > PATIENCE:
+        if datetime.now(UTC) - pod.metadata.creation_timestamp > patience:
             if state.waiting.reason in _IMAGE:
                 return Trouble("platform", why)
             if state.waiting.reason in _CREATING:

@@ -34,7 +34,7 @@ class WatchedK8sRunLauncher(RunLauncher, ConfigurableClass):
 
     def __init__(self, config: Mapping[str, Any], inst_data: ConfigurableClassData | None) -> None:
         self._config, self._inst_data = config, inst_data
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @cached_property
     def runs(self) -> WatchedK8sRuns:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster import DagsterEvent, DagsterEventType
@@ -65,17 +66,26 @@ class WatchedK8sStepHandler(K8sStepHandler):
         As dagster-k8s' executor makes it.
     platform_retries : int
         How often one attempt of a step is launched again after a failure of the platform.
+    patience : datetime.timedelta
+        How long a container may fail to be created before its pod is given up.
     memory_tag : str
         Tag of a step with the bytes beyond which one that ran out of memory is not tried again.
     """
 
     _api_client: PatientClient | DagsterKubernetesClient
 
-    def __init__(self, handler: K8sStepHandler, platform_retries: int, memory_tag: str) -> None:
+    def __init__(
+        self,
+        handler: K8sStepHandler,
+        platform_retries: int,
+        patience: timedelta,
+        memory_tag: str,
+    ) -> None:
         # in place of dagster-k8s' own, which would read its configuration a second time
         vars(self).update(vars(handler))
         self._client = self._api_client = PatientClient.of(handler._api_client)
         self._platform_retries = platform_retries
+        self._patience = patience
         self._memory_tag = memory_tag
         self._launches: dict[str, _Launch] = {}  # of what is being launched, by attempt
         self._said: set[tuple[str, str]] = set()
@@ -127,7 +137,9 @@ class WatchedK8sStepHandler(K8sStepHandler):
         job = jobs[-1] if jobs else None
         pods = self._pods(job) if job else []
         trouble = (
-            trouble_of(job.status, pods) if job else Trouble("platform", "its job was deleted")
+            trouble_of(job.status, pods, self._patience)
+            if job
+            else Trouble("platform", "its job was deleted")
         )
         if trouble is None:
             if waits := waiting_for(pods):

@@ -6,6 +6,7 @@ orchestrated, and not by the code location or by the steps.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, cast
 
 from dagster import (
@@ -35,6 +36,10 @@ PIPES_ACCOUNT = "dagster-pipes"
 
 PLATFORM_RETRIES = 5
 
+PATIENCE_SECONDS = 120
+"""The kubelet tries again by itself, after 10 s, 20 s and so on: passing trouble with a registry
+ends within this time, and a wrong name of an image does not."""
+
 HEALTH_CHECK_SECONDS = 5
 """How often the pods of a run are looked after: dagster-k8s' own 20 s would be most of a retry."""
 
@@ -59,6 +64,12 @@ _SHARED = ("max_concurrent", "retries", "tag_concurrency_limits", "step_dependen
             default_value=PLATFORM_RETRIES,
             description="How often one attempt of a step is launched again after an eviction, the "
             "loss of its node, or another failure of the platform.",
+        ),
+        "patience_seconds": Field(
+            int,
+            default_value=PATIENCE_SECONDS,
+            description="How long a container may fail to be created, for want of its image say, "
+            "before its pod is given up.",
         ),
         "step_k8s_config": Field(
             _any(),
@@ -106,7 +117,12 @@ def kubernetes_executor(context: InitExecutorContext) -> Executor:
     watched = wrap_step_handler(
         made,
         lambda handler: MemoisingStepHandler(
-            WatchedK8sStepHandler(cast(Any, handler), config["platform_retries"], MEMORY_LIMIT)
+            WatchedK8sStepHandler(
+                cast(Any, handler),
+                platform_retries=config["platform_retries"],
+                patience=timedelta(seconds=config["patience_seconds"]),
+                memory_tag=MEMORY_LIMIT,
+            )
         ),
     )
     return checking_health_every(watched, HEALTH_CHECK_SECONDS)

@@ -18,8 +18,9 @@ from kubernetes.client import (
     V1PodStatus,
 )
 
-from mlops_assets.dagster_internals.k8s_pods import PATIENCE, trouble_of, waiting_for
+from mlops_assets.dagster_internals.k8s_pods import trouble_of, waiting_for
 
+PATIENCE = timedelta(minutes=2)
 FAILED, ACTIVE = V1JobStatus(failed=1), V1JobStatus(active=1)
 
 
@@ -85,7 +86,7 @@ def waits(reason: str, message: str | None = "details") -> V1ContainerState:
     ],
 )
 def test_a_failed_pod_tells_whose_fault_it_was(pods: list[V1Pod], kind: str, reason: str) -> None:
-    trouble = trouble_of(FAILED, pods)
+    trouble = trouble_of(FAILED, pods, PATIENCE)
 
     assert trouble is not None
     assert trouble.kind == kind
@@ -95,7 +96,7 @@ def test_a_failed_pod_tells_whose_fault_it_was(pods: list[V1Pod], kind: str, rea
 def test_of_several_pods_the_last_one_counts() -> None:
     pods = [pod(ended(1)), pod(ended(137, "OOMKilled"), age=timedelta(hours=1))]
 
-    trouble = trouble_of(FAILED, pods)
+    trouble = trouble_of(FAILED, pods, PATIENCE)
     assert trouble is not None
     assert trouble.kind == "process"
 
@@ -114,7 +115,9 @@ def test_of_several_pods_the_last_one_counts() -> None:
 def test_a_pod_that_cannot_begin_is_given_up_when_waiting_does_not_help(
     state: V1ContainerState, early: str | None, late: str | None
 ) -> None:
-    found = [trouble_of(ACTIVE, [pod(state, age=age)]) for age in (timedelta(), 2 * PATIENCE)]
+    found = [
+        trouble_of(ACTIVE, [pod(state, age=age)], PATIENCE) for age in (timedelta(), 2 * PATIENCE)
+    ]
 
     assert [trouble and trouble.kind for trouble in found] == [early, late]
 
