@@ -92,6 +92,11 @@ class Access:
             ],
         }
 
+    def apply(self, obj: Object) -> None:
+        """Add or replace a role or a binding."""
+        kept = self.bindings if obj["kind"].endswith("Binding") else self.roles
+        kept[:] = [it for it in kept if _identity(it) != _identity(obj)] + [obj]
+
     def user(self, authorization: str | None) -> str:
         """Return who sends a request."""
         token = (authorization or "").removeprefix("Bearer ").strip()
@@ -138,6 +143,11 @@ class Access:
                     reference["name"],
                 ) and same_place:
                     yield from role.get("rules") or []
+
+
+def _identity(obj: Object) -> tuple[str, str, str]:
+    metadata = obj["metadata"]
+    return obj["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
 def _subjects(binding: Object, home: str) -> Iterable[str]:

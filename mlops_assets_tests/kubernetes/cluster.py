@@ -255,14 +255,17 @@ class Cluster:
 
     # -- creation and deletion
 
-    def create_pod(self, pod: Object, namespace: str) -> Object:
+    def create_pod(self, pod: Object, namespace: str, *, checked: bool = False) -> Object:
+        """Store a new pod; `checked` if it comes from the template of a job that was checked."""
         with self.changed:
-            metadata, spec = pod["metadata"], pod.get("spec") or {}
+            metadata = pod["metadata"]
+            spec = pod["spec"] = pod.get("spec") or {}
             name_it(pod)
             account = spec.get("serviceAccountName") or spec.get("serviceAccount") or "default"
             spec |= {"serviceAccountName": account, "serviceAccount": account}
             fill_in_pod(spec)
-            check("pods", pod)
+            if not checked:
+                check("pods", pod)
             known = self.all("serviceaccounts", namespace)
             if (
                 known
@@ -534,7 +537,7 @@ class Cluster:
             "spec": template["spec"],
         }
         try:
-            created = self.create_pod(pod, metadata["namespace"])
+            created = self.create_pod(pod, metadata["namespace"], checked=True)
         except ApiError as error:
             message = f"Error creating: {error}"
             self.event(job, "Warning", "FailedCreate", message, "job-controller")

@@ -19,8 +19,6 @@ from mlops_assets_tests.kubernetes.objects import API_VERSIONS, Object, label_se
 
 T = TypeVar("T")
 
-_ROLES, _BINDINGS = {"Role", "ClusterRole"}, {"RoleBinding", "ClusterRoleBinding"}
-
 
 class KubernetesDouble:
     """A Kubernetes API server whose pods are processes of this machine; a context manager.
@@ -102,11 +100,12 @@ class KubernetesDouble:
         kinds = {kind: resource for resource, (_, kind) in API_VERSIONS.items()}
         for manifest in map(copy.deepcopy, manifests):
             kind, metadata = manifest["kind"], manifest["metadata"]
+            manifest.setdefault("apiVersion", "v1")
             if kind == "Namespace":
                 self._put("namespaces", manifest, "")
-            elif kind in _ROLES | _BINDINGS:
+            elif kind in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
                 metadata.setdefault("namespace", self.namespace)
-                (self._access.roles if kind in _ROLES else self._access.bindings).append(manifest)
+                self._access.apply(manifest)
             elif kind in ("ServiceAccount", "ConfigMap", "Secret"):
                 data = {k: b64encode(v.encode()).decode() for k, v in _text(manifest).items()}
                 if data:

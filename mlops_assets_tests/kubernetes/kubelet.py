@@ -259,7 +259,9 @@ class Container:
         self._kill_all()
         reader.join(5)
         code = 128 - code if code < 0 else code
-        reason = "OOMKilled" if self.out_of_memory else "Error" if code else "Completed"
+        reason = "Error" if code else "Completed"
+        if self.out_of_memory and code == 128 + signal.SIGKILL:
+            reason = "OOMKilled"
         message = None
         if code and self.spec["terminationMessagePolicy"] == "FallbackToLogsOnError":
             lines = [line.partition(b" ")[2] for line in self.log.lines()]

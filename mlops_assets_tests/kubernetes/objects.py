@@ -311,7 +311,10 @@ def _metadata_problems(metadata: Object, path: str) -> Iterator[str]:
 
 
 def _job_problems(job: Object) -> Iterator[str]:
-    spec, path = job["spec"], "spec.template"
+    spec, path = job.get("spec") or {}, "spec.template"
+    if not (spec.get("template") or {}).get("spec"):
+        yield f"{path}.spec.containers: Required value"
+        return
     if len(job["metadata"]["name"]) > 63:
         name = job["metadata"]["name"]
         yield f'{path}.labels: Invalid value: "{name}": must be no more than 63 characters'
@@ -336,6 +339,12 @@ def _pod_problems(spec: Object, path: str, policies: set[str]) -> Iterator[str]:
         yield f'{path}.restartPolicy: Unsupported value: "{policy}": supported values: "Never"'
     elif policy != "Never":
         yield f"{path}.restartPolicy: this double restarts nothing"
+    if any(
+        field.startswith("required")
+        for it in (spec.get("affinity") or {}).values()
+        for field in it or ()
+    ):
+        yield f"{path}.affinity: this double has node selectors instead"
     if not spec.get("containers"):
         yield f"{path}.containers: Required value"
     for key, value in (spec.get("nodeSelector") or {}).items():

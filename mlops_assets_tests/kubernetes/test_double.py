@@ -773,6 +773,9 @@ def test_objects_are_selected_by_labels_and_fields(start: Start) -> None:
 
 
 LONG = "x" * 64
+NEAR: Any = {
+    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}
+}
 
 
 @pytest.mark.parametrize(
@@ -790,7 +793,10 @@ LONG = "x" * 64
         ({"apiVersion": "v1"}, 400, "does not match the expected API version"),
         ({"spec": {"template": {"spec": {"containers": []}}}}, 422, "restartPolicy"),
         ({"spec": {}}, 422, "Required value"),
+        ({"spec": None}, 422, "Required value"),
+        ({"spec": {"template": {}}}, 422, "Required value"),
         ({"spec": job(parallelism=2)["spec"]}, 422, "this double"),
+        ({"spec": job(template=pod(affinity=NEAR))["spec"]}, 422, "this double"),
     ],
 )
 def test_a_job_that_a_server_would_refuse_is_refused(
@@ -829,13 +835,14 @@ def test_a_container_that_a_server_would_refuse_is_refused(
 def test_what_is_missing_or_there_already_is_told(start: Start) -> None:
     _, api = start()
     api.core.create_namespaced_pod(NAMESPACE, pod())
-    for call, status, reason in (
+    calls: list[tuple[Callable[[], Any], int, str]] = [
         (lambda: api.core.create_namespaced_pod(NAMESPACE, pod()), 409, "AlreadyExists"),
         (lambda: api.core.create_namespaced_pod("nowhere", pod()), 404, "NotFound"),
         (lambda: api.batch.read_namespaced_job("none", NAMESPACE), 404, "NotFound"),
         (lambda: api.batch.list_namespaced_cron_job(NAMESPACE), 404, "NotFound"),
         (lambda: api.core.replace_namespaced_pod("pod", NAMESPACE, pod()), 405, "MethodNotAllowed"),
-    ):
+    ]
+    for call, status, reason in calls:
         with pytest.raises(ApiException, match=reason) as error:
             call()
         assert error.value.status == status
@@ -945,13 +952,14 @@ def test_a_service_account_may_do_what_its_role_says(start: Start) -> None:
     runner.batch.create_namespaced_job(NAMESPACE, job())
     assert runner.core.read_namespaced_pod("mine", NAMESPACE).status.phase == "Succeeded"
     assert runner.dagster.retrieve_pod_logs("mine", NAMESPACE) == "hello\n"
-    for refused in (
+    calls: list[Callable[[], Any]] = [
         lambda: runner.batch.read_namespaced_job_status("job", NAMESPACE),
         lambda: runner.batch.delete_namespaced_job("job", NAMESPACE),
         lambda: runner.core.list_namespaced_pod(NAMESPACE),
         lambda: runner.batch.list_namespaced_job("elsewhere"),
         lambda: step.batch.list_namespaced_job(NAMESPACE),
-    ):
+    ]
+    for refused in calls:
         with pytest.raises(ApiException, match="is forbidden: User") as error:
             refused()
         assert error.value.status == 403
@@ -976,6 +984,17 @@ def test_a_pod_has_the_kubeconfig_of_its_service_account_unless_it_wants_none(
 
     assert ended(cluster)["exitCode"] == 0
     assert cluster.log("pod").strip() == user
+
+
+def test_a_role_that_is_applied_again_replaces_the_first(start: Start) -> None:
+    cluster, _ = start(manifests=ACCESS)
+    runner = Clients(cluster, "runner")
+    assert runner.batch.list_namespaced_job(NAMESPACE).items == []
+
+    cluster.apply([{"kind": "Role", "metadata": {"name": "launcher"}, "rules": []}])
+
+    with pytest.raises(ApiException, match="is forbidden: User"):
+        runner.batch.list_namespaced_job(NAMESPACE)
 
 
 def test_a_job_whose_service_account_is_missing_has_no_pod_and_an_event(start: Start) -> None:
