@@ -40,6 +40,7 @@ from mlops_assets_tests.kubernetes.objects import (
     requests_of,
     set_condition,
     stamp,
+    violations,
 )
 
 Images = Collection[str] | Callable[[str], bool]
@@ -266,19 +267,24 @@ class Cluster:
             fill_in_pod(spec)
             if not checked:
                 check("pods", pod)
-            known = self.all("serviceaccounts", namespace)
-            if (
-                known
-                and account != "default"
-                and not self.find("serviceaccounts", namespace, account)
-            ):
-                raise ApiError(
-                    403,
-                    f'pods "{metadata["name"]}" is forbidden: error looking up service account '
-                    f'{namespace}/{account}: serviceaccount "{account}" not found',
-                )
+            if problem := self._admission_problem(spec, account, namespace):
+                raise ApiError(403, f'pods "{metadata["name"]}" is forbidden: {problem}')
             pod["status"] = {"phase": "Pending", "qosClass": "Burstable"}
             return self.put("pods", pod, namespace)
+
+    def _admission_problem(self, spec: Object, account: str, namespace: str) -> str | None:
+        labels = self.get("namespaces", "", namespace)["metadata"].get("labels") or {}
+        if labels.get("pod-security.kubernetes.io/enforce") == "restricted":
+            version = labels.get("pod-security.kubernetes.io/enforce-version", "latest")
+            if found := violations(spec):
+                return f'violates PodSecurity "restricted:{version}": {", ".join(found)}'
+        known = {it["metadata"]["name"] for it in self.all("serviceaccounts", namespace)}
+        if known and account not in known | {"default"}:
+            return (
+                f"error looking up service account {namespace}/{account}: "
+                f'serviceaccount "{account}" not found'
+            )
+        return None
 
     def create_job(self, job: Object, namespace: str) -> Object:
         name_it(job)

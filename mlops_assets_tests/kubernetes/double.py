@@ -38,7 +38,8 @@ class KubernetesDouble:
     manifests
         ServiceAccounts, roles, bindings, ConfigMaps, Secrets and Namespaces as in YAML; others
         are ignored. Permissions are enforced if there is a binding among them, the existence of
-        service accounts if there is one.
+        service accounts if there is one, and the pod security standard that the label of a
+        namespace asks for if it is `restricted`.
     namespace
         The namespace of the handle's methods; it exists.
     longest_grace

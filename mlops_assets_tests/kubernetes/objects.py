@@ -427,6 +427,41 @@ def _resource_problems(resources: Object, path: str) -> Iterator[str]:
             )
 
 
+def violations(spec: Object) -> list[str]:
+    """Return what the pod security standard `restricted` has against a pod.
+
+    See https://kubernetes.io/docs/concepts/security/pod-security-standards; without the rules for
+    host ports, host processes, SELinux, AppArmor, sysctls and procMount.
+    """
+    found: list[str] = []
+    pod = spec.get("securityContext") or {}
+    for name in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(name):
+            found.append(f"host namespaces ({name}=true)")
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "projected", "secret"}
+    allowed |= {"persistentVolumeClaim", "name"}
+    for volume in spec.get("volumes") or []:
+        if kinds := {k for k, v in volume.items() if v is not None} - allowed:
+            found.append(f'restricted volume types (volume "{volume["name"]}" uses {kinds})')
+    for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
+        own = container.get("securityContext") or {}
+        capabilities = own.get("capabilities") or {}
+        profile = (own.get("seccompProfile") or pod.get("seccompProfile") or {}).get("type")
+        non_root = own.get("runAsNonRoot", pod.get("runAsNonRoot"))
+        for problem, exists in {
+            "privileged": own.get("privileged"),
+            "allowPrivilegeEscalation != false": own.get("allowPrivilegeEscalation") is not False,
+            "unrestricted capabilities": "ALL" not in (capabilities.get("drop") or [])
+            or set(capabilities.get("add") or []) - {"NET_BIND_SERVICE"},
+            "runAsNonRoot != true": non_root is not True,
+            "runAsUser=0": own.get("runAsUser", pod.get("runAsUser")) == 0,
+            "seccompProfile": profile not in ("RuntimeDefault", "Localhost"),
+        }.items():
+            if exists:
+                found.append(f'{problem} (container "{container["name"]}")')
+    return found
+
+
 # -- what a server fills in
 
 

@@ -1006,6 +1006,29 @@ def test_a_job_whose_service_account_is_missing_has_no_pod_and_an_event(start: S
     assert cluster.history == []
 
 
+def test_a_restricted_namespace_admits_no_pod_that_could_do_more_than_it_should(
+    start: Start,
+) -> None:
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": enforce}}
+    cluster, api = start(manifests=[namespace])
+    api.batch.create_namespaced_job(NAMESPACE, job())
+    cluster.wait(lambda: any("allowPrivilegeEscalation" in it for it in cluster.events("job")))
+    assert cluster.history == []
+
+    body = pod(securityContext={"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}})
+    with pytest.raises(ApiException, match="unrestricted capabilities") as error:
+        api.core.create_namespaced_pod(NAMESPACE, body)
+    assert error.value.status == 403
+    body["spec"]["containers"][0]["securityContext"] = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    api.core.create_namespaced_pod(NAMESPACE, body)
+
+    assert ended(cluster)["exitCode"] == 0
+
+
 # -- the handle
 
 
