@@ -364,13 +364,16 @@ class _Call:
                 "required",
             )
         self.code = 201
-        if self.resource == "pods":
-            return copy.deepcopy(self.cluster.create_pod(body, self.namespace))
-        if self.resource == "jobs":
-            return copy.deepcopy(self.cluster.create_job(body, self.namespace))
-        name_it(body)
-        check(self.resource, body)
-        return copy.deepcopy(self.cluster.put(self.resource, body, self.namespace))
+        with self.cluster.changed:  # before anybody changes what is answered
+            if self.resource == "pods":
+                new = self.cluster.create_pod(body, self.namespace)
+            elif self.resource == "jobs":
+                new = self.cluster.create_job(body, self.namespace)
+            else:
+                name_it(body)
+                check(self.resource, body)
+                new = self.cluster.put(self.resource, body, self.namespace)
+            return copy.deepcopy(new)
 
     def _patch(self, sub: str | None) -> Object:
         if "json-patch" in (self.headers.get("Content-Type") or ""):

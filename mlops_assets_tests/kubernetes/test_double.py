@@ -576,6 +576,8 @@ def test_pods_go_where_selectors_and_taints_let_them(start: Start) -> None:
         api.core.create_namespaced_pod(NAMESPACE, pod(script, name, **more))
     for name in ("plain", "first", "second"):
         cluster.wait(partial(cluster.log, name))
+    for name in ("selected", "third"):
+        cluster.wait(lambda name=name: condition(api.status(name), "PodScheduled"))  # type: ignore[misc]
 
     where = {it["metadata"]["name"]: it["spec"].get("nodeName") for it in cluster.pods()}
     assert where == {
