@@ -99,7 +99,7 @@ def in_process(context: AssetExecutionContext, work: Work, lines: Lines) -> Ran:
         Its program cannot be started.
     """
     assert work.step.command is not None
-    with _session(
+    with session_of(
         context, work, PipesTempFileContextInjector(), PipesTempFileMessageReader()
     ) as session:
         ending = run_process(
@@ -122,7 +122,7 @@ def in_container(context: AssetExecutionContext, work: Work, lines: Lines) -> Ra
     """
     assert work.step.image is not None
     program, name = engine(work.step.image), container_name()
-    with _session(context, work, PipesEnvContextInjector(), _AmongLines(lines)) as session:
+    with session_of(context, work, PipesEnvContextInjector(), _AmongLines(lines)) as session:
         variables = {**work.variables, **session.get_bootstrap_env_vars()}
         ending = run_process(
             container_argv(program, name, work.step, variables, work.labels),
@@ -149,12 +149,13 @@ def _surroundings() -> dict[str, str]:
 
 
 @contextmanager
-def _session(
+def session_of(
     context: AssetExecutionContext,
     work: Work,
     injector: PipesContextInjector,
     reader: PipesMessageReader,
 ) -> Iterator[PipesSession]:
+    """Open the session by which a command reports."""
     with (
         quiet(context.log),
         open_pipes_session(context, injector, reader, dict(work.extras)) as session,
