@@ -21,7 +21,7 @@ help:  ## list the targets
 
 setup: .venv/installed  ## the virtual environment with the locked packages
 
-run: setup .mlops/dagster/dagster.yaml  ## materialise the iris and churn pipelines
+run: setup .mlops/dagster/dagster.yaml  ## materialise the shipped pipelines
 	$(BIN)/mlops run
 
 test: setup  ## the tests that need nothing but Python
