@@ -126,7 +126,7 @@ def _components(node: Any) -> set[str]:
     if not isinstance(node, dict):
         return set()
     if node.get("key") == "app.kubernetes.io/component":
-        return set(node["values"])
+        return set(node.get("values", []))
     own = {node[it] for it in node if it == "app.kubernetes.io/component"}
     return own | {name for it in node.values() for name in _components(it)}
 

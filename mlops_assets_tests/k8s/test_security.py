@@ -39,9 +39,8 @@ ACCESS = {
         ("", "events"): {"list"},
     },
     "dagster-pipes": {
-        ("", "pods"): {"create", "get", "list", "delete"},
+        ("", "pods"): {"create", "get", "delete"},
         ("", "pods/log"): {"get"},
-        ("", "events"): {"list"},
     },
 }
 """All that anybody may ask the API server for."""
@@ -190,6 +189,6 @@ def _chosen(selector: dict[str, Any]) -> list[str]:
         value
         for it in selector.get("matchExpressions", [])
         if it["key"] == COMPONENT
-        for value in it["values"]
+        for value in it.get("values", [])
     ]
     return [*listed, *([labels[COMPONENT]] if COMPONENT in labels else [])]
