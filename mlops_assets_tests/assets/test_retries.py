@@ -53,7 +53,7 @@ def test_an_interrupt_ends_the_run_and_is_not_tried_again(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mlops_assets.ml.train, "train", interrupted)
+    monkeypatch.setattr(mlops_assets.ml.train, "train_and_tell", interrupted)
     customers.add("others", CUSTOMERS)
     job = customers.definitions().resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(instance=customers.instance, raise_on_error=False)
