@@ -14,6 +14,7 @@ from mlops_assets_tests.k8s.manifests import (
     K8S,
     OVERLAYS,
     OWN_IMAGE,
+    PROJECT,
     SUPPORTED,
     Object,
     containers,
@@ -78,6 +79,16 @@ def test_what_a_pod_refers_to_is_there_or_has_to_be_created(overlay: str) -> Non
         assert set(_values(template, "configMapRef", "configMap")) <= config_maps
         assert set(_values(template, "secretRef", "secretKeyRef")) <= NEWLY_CREATED
         assert template["spec"].get("serviceAccountName", "default") in accounts | {"default"}
+
+
+def test_the_docs_name_every_secret_and_every_account() -> None:
+    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    accounts = {
+        it["metadata"]["name"]
+        for overlay in OVERLAYS[:2]
+        for it in of_kind(render(overlay), "ServiceAccount")
+    }
+    assert not {name for name in NEWLY_CREATED | accounts if f"`{name}`" not in text}
 
 
 def _values(node: Any, *keys: str) -> list[str]:
