@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from mlops_assets_tests.kubernetes.objects import GPU, Object, quantity, set_condition, stamp
 
@@ -179,14 +179,24 @@ def _field(pod: Object, path: str) -> str:
 # -- processes
 
 
-def processes() -> Iterator[tuple[int, int, int]]:
-    """Yield the id, the session and the resident bytes of every process of the machine."""
+class Process(NamedTuple):
+    """A process of the machine."""
+
+    pid: int
+    parent: int
+    session: int
+    resident: int  # bytes
+
+
+def processes() -> Iterator[Process]:
+    """Yield every process of the machine."""
     page = os.sysconf("SC_PAGE_SIZE")
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()
-                yield int(entry), int(fields[3]), int(fields[21]) * page
+                parent, session, pages = (int(fields[n]) for n in (1, 3, 21))
+                yield Process(int(entry), parent, session, pages * page)
 
 
 def unreclaimable(pid: int) -> int:
@@ -196,7 +206,7 @@ def unreclaimable(pid: int) -> int:
         found = re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB$", text, re.MULTILINE)
         if found:
             return 1024 * sum(map(int, found))
-    return sum(resident for other, _, resident in processes() if other == pid)
+    return sum(it.resident for it in processes() if it.pid == pid)
 
 
 class Container:
@@ -298,11 +308,11 @@ class Container:
         """Kill what the main process left behind, as the end of a container does."""
         assert self.process is not None
         wanted = f"{MARK}={self._mark}".encode()
-        for pid, session, _ in processes():
+        for it in processes():
             with contextlib.suppress(OSError):
-                mine = session == self.process.pid
-                if mine or wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    os.kill(pid, signal.SIGKILL)
+                mine = it.session == self.process.pid
+                if mine or wanted in Path(f"/proc/{it.pid}/environ").read_bytes().split(b"\0"):
+                    os.kill(it.pid, signal.SIGKILL)
 
     def status(self) -> Object:
         return {
@@ -591,16 +601,23 @@ def kill_beyond_limit(containers: Iterable[Container]) -> bool:
         for it in containers
         if it.limit is not None and it.process is not None and not it.is_over
     }
-    members: dict[int, list[tuple[int, int]]] = {}
-    for pid, session, resident in processes() if limited else ():
-        if session in limited:
-            members.setdefault(session, []).append((pid, resident))
-    for session, group in members.items():
-        container, limit = limited[session]
+    if not limited:
+        return False
+    # by descent: a step may give what it starts a session of its own
+    parents = {it.pid: it for it in processes()}
+    members: dict[int, list[Process]] = {}
+    for it in parents.values():
+        above: Process | None = it
+        while above is not None and above.pid not in limited:
+            above = parents.get(above.parent)
+        if above is not None:
+            members.setdefault(above.pid, []).append(it)
+    for main, tree in members.items():
+        container, limit = limited[main]
         if (
-            sum(resident for _, resident in group) > limit
-            and sum(unreclaimable(pid) for pid, _ in group) > limit
+            sum(it.resident for it in tree) > limit
+            and sum(unreclaimable(it.pid) for it in tree) > limit
         ):
             container.out_of_memory = True
             container.signal(signal.SIGKILL)
-    return bool(limited)
+    return True

@@ -21,7 +21,7 @@ import yaml
 from kubernetes.client import ApiClient
 from kubernetes.config import new_client_from_config
 
-from mlops_assets_tests.e2e.kubernetes.pipelines import PIPELINES
+from mlops_assets_tests.e2e.kubernetes.pipelines import pipelines
 from mlops_assets_tests.e2e.kubernetes.real_cluster import real_deployment
 from mlops_assets_tests.e2e.kubernetes.runs import Deployment
 from mlops_assets_tests.kubernetes import KubernetesDouble, Node
@@ -114,13 +114,16 @@ def deployment(double: KubernetesDouble | None) -> Iterator[Deployment]:
     """The deployment, ready to launch runs."""
     if double is None:
         assert KUBECONFIG is not None
-        with real_deployment(Path(KUBECONFIG), REAL_IMAGE, PIPELINES) as deployed:
+        assert REAL_IMAGE, (
+            "MLOPS_TEST_KUBECONFIG needs MLOPS_TEST_IMAGE beside it: registry/name:tag"
+        )
+        with real_deployment(Path(KUBECONFIG), REAL_IMAGE, pipelines(REAL_IMAGE)) as deployed:
             yield deployed
         return
     (double.root / "home").mkdir()
     (double.root / "home" / "dagster.yaml").write_text(_instance(double.root))
     (double.root / "pipelines").mkdir()
-    for name, text in PIPELINES.items():
+    for name, text in pipelines(IMAGE).items():
         (double.root / "pipelines" / f"{name}.yaml").write_text(text)
     code, web = free_port(), free_port()
     workspace = yaml.safe_load((BASE / "workspace.yaml").read_text())

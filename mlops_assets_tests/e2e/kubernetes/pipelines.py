@@ -64,11 +64,24 @@ recompute: [tick]
 schedule: "* * * * *"
 """
 
-PIPELINES = {
-    "calamities": CALAMITIES,
-    "calamities_of_nodes": CALAMITIES_OF_NODES,
-    "hopeless": HOPELESS,
-    "long": LONG,
-    "every_minute": EVERY_MINUTE,
-    **{name: (_SHIPPED / f"{name}.yaml").read_text() for name in ("greeting", "iris")},
-}
+CONTAINED = """\
+description: A step that is a container
+steps:
+  inside:
+    image: IMAGE
+    command: [sh, -c, "echo hello from $HOSTNAME"]
+    compute: {cpu: 0.1, memory: 64Mi}
+"""
+
+
+def pipelines(image: str) -> dict[str, str]:
+    """Return the files by name; one of them runs an image, which is the project's here."""
+    return {
+        "calamities": CALAMITIES,
+        "calamities_of_nodes": CALAMITIES_OF_NODES,
+        "contained": CONTAINED.replace("IMAGE", image),
+        "hopeless": HOPELESS,
+        "long": LONG,
+        "every_minute": EVERY_MINUTE,
+        **{name: (_SHIPPED / f"{name}.yaml").read_text() for name in ("greeting", "iris")},
+    }

@@ -29,7 +29,7 @@ READY_SECONDS = 600
 
 @contextmanager
 def real_deployment(
-    kubeconfig: Path, image: str | None, pipelines: Mapping[str, str]
+    kubeconfig: Path, image: str, pipelines: Mapping[str, str]
 ) -> Iterator[Deployment]:
     """Deploy the project with the tests' pipeline files, and delete all of it in the end.
 
@@ -37,12 +37,11 @@ def real_deployment(
     ----------
     kubeconfig : Path
         Of somebody who may create the namespace.
-    image : str or None
-        Of the project, with a tag: `MLOPS_TEST_IMAGE`.
+    image : str
+        Of the project, with a tag.
     pipelines : mapping of str to str
         Pipeline files by name.
     """
-    assert image, "MLOPS_TEST_KUBECONFIG needs MLOPS_TEST_IMAGE beside it: registry/name:tag"
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
 
     def kubectl(*arguments: str) -> None:

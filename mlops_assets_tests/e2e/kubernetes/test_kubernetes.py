@@ -80,6 +80,21 @@ def test_a_step_whose_result_is_known_starts_no_pod(deployment: Deployment, gree
     assert [event.metadata["memoized"] for event in told] == [True, True]
 
 
+def test_a_step_with_an_image_runs_it_in_a_pod_that_is_gone_when_the_step_ends(
+    deployment: Deployment,
+) -> None:
+    run = deployment.launch("contained_steps")
+    deployment.succeeds(run)
+
+    (pod,) = deployment.pods(run)
+    assert pod.spec.service_account_name == "dagster-pipes"
+    assert "hello from" in deployment.messages(run, step("contained", "inside"))
+    of_pipeline = deployment.core.list_namespaced_pod(
+        deployment.namespace, label_selector="mlops/pipeline=contained"
+    ).items
+    assert [one.metadata.name for one in of_pipeline] == [pod.metadata.name]
+
+
 def test_a_model_trained_in_pods_is_known_on_a_laptop_with_the_same_store(
     deployment: Deployment, faults: KubernetesDouble
 ) -> None:
