@@ -48,6 +48,7 @@ __all__ = [
     "StepHandlerContext",
     "checking_health_every",
     "config_fields",
+    "ending_steps_once",
     "forkserver_executor",
     "module_of",
     "replay",
@@ -240,4 +241,29 @@ def checking_health_every(executor: Executor, seconds: int) -> Executor:
     """Have a step-delegating executor look after its steps this often, and return it."""
     assert isinstance(executor, StepDelegatingExecutor)
     executor._check_step_health_interval_seconds = seconds
+    return executor
+
+
+def ending_steps_once(executor: Executor) -> Executor:
+    """Have a step-delegating executor overlook that a step ends a second time, and return it.
+
+    A step that was given up for lost, and launched again, may have gone on where nobody saw it.
+    Dagster's executor breaks off the run when it hears of the second end.
+    """
+    assert isinstance(executor, StepDelegatingExecutor)
+    pop, ended = executor._pop_events, set[str | None]()
+
+    def is_news(event: DagsterEvent) -> bool:
+        if not (event.is_step_success or event.is_step_failure or event.is_step_up_for_retry):
+            return True
+        if event.step_key in ended:
+            return False
+        if not event.is_step_up_for_retry:
+            ended.add(event.step_key)
+        return True
+
+    def pop_news(*arguments: Any) -> Sequence[DagsterEvent]:
+        return [event for event in pop(*arguments) if is_news(event)]
+
+    cast(Any, executor)._pop_events = pop_news
     return executor

@@ -23,6 +23,7 @@ from dagster import (
 from mlops_assets.dagster_internals.orchestration import (
     checking_health_every,
     config_fields,
+    ending_steps_once,
     wrap_step_handler,
 )
 from mlops_assets.execution.compute import MEMORY_LIMIT
@@ -125,7 +126,7 @@ def kubernetes_executor(context: InitExecutorContext) -> Executor:
             )
         ),
     )
-    return checking_health_every(watched, HEALTH_CHECK_SECONDS)
+    return ending_steps_once(checking_health_every(watched, HEALTH_CHECK_SECONDS))
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
