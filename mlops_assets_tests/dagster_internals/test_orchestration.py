@@ -17,10 +17,11 @@ from mlops_assets.dagster_internals.orchestration import ending_steps_once
 SUCCESS, FAILURE = DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_FAILURE
 RETRY, START = DagsterEventType.STEP_UP_FOR_RETRY, DagsterEventType.STEP_START
 
+ERROR = SerializableErrorInfo("any", [], None)
 DATA: dict[DagsterEventType, Any] = {
     SUCCESS: StepSuccessData(1.0),
-    FAILURE: StepFailureData(SerializableErrorInfo("any", [], None), None),
-    RETRY: StepRetryData(None),
+    FAILURE: StepFailureData(ERROR, None),
+    RETRY: StepRetryData(ERROR),
 }
 
 
