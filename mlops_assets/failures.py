@@ -61,6 +61,11 @@ def silent_when_its_pod_ends(log: logging.Logger) -> Iterator[None]:
         os._exit(128 + signal.SIGTERM)
 
 
+def said_of(check: AssetCheckEvaluation) -> str:
+    """Return what is said of a check that did not pass."""
+    return f"{check.check_name}: {check.description or 'failed'}"
+
+
 def reason_of(event: DagsterEvent, broken: Sequence[AssetCheckEvaluation]) -> str:
     """Return why a step failed, in the words of whoever raised the failure.
 
@@ -70,7 +75,7 @@ def reason_of(event: DagsterEvent, broken: Sequence[AssetCheckEvaluation]) -> st
     data = event.step_failure_data
     blocking = [check for check in broken if check.blocking and check.severity.name == "ERROR"]
     if blocking:
-        return "\n".join(f"{check.check_name}: {check.description}" for check in blocking)
+        return "\n".join(map(said_of, blocking))
     if data.user_failure_data is not None and data.user_failure_data.description:
         return data.user_failure_data.description
     if data.error_source is not None and data.error_source.name == "INTERRUPT":

@@ -510,9 +510,9 @@ def _mistake_in_words(details: ErrorDetails, kind: type[Pipeline]) -> str:
         case "value_error":
             return f"{_path(location)}{details['ctx']['error']}"
         case _ if name == "[key]":
-            return (
-                f"{_path(location[:-2])}the name {location[-2]} must be text: put quotes around it"
-            )
+            given = details["input"]  # of `yes` and `on`, which YAML reads as true, as of `true`
+            name = str(given).lower() if isinstance(given, bool) else location[-2]
+            return f"{_path(location[:-2])}the name {name} must be text: put quotes around it"
     return f"{_path(location)}{details['msg']}"
 
 

@@ -468,6 +468,7 @@ STEPS_CATALOGUE = [
         "2:3: steps.Hello: 'Hello' cannot name a step: allowed are up to 60",
     ),
     ("steps:\n  1: {command: x}\n", "steps: the name 1 must be text: put quotes around it"),
+    ("steps:\n  yes: {command: x}\n", "2:3: steps: the name true must be text: put quotes"),
     (steps(a="needs: []"), "2:3: steps.a: a step needs a command, or an image that runs something"),
     (
         steps(a="command: ' '"),

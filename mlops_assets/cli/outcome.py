@@ -41,7 +41,7 @@ def add_result(
         names = [key.to_user_string() for key in keys]
         report["reused"] = [name for name in report["reused"] if name not in names]
         report[outcome] += names
-        report["error"] = report["error"] or reason
+        report["error"] = "\n".join(filter(None, (report["error"], reason))) or None
     _add_values({name: it for name, it in reports.items() if name in trained}, result)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dagster import DagsterEventType, LoggerDefinition, logger
 
-from mlops_assets.failures import reason_of
+from mlops_assets.failures import reason_of, said_of
 from mlops_assets.store.reuse import MEMOIZED
 from mlops_assets.wording import first_line, size
 
@@ -82,12 +82,15 @@ class ProgressHandler(logging.Handler):
             if not check.passed:
                 self._broken.setdefault(step, []).append(check)
                 severity = check.severity.value.lower()
-                self._echo(f"        {severity}: {check.check_name}: {check.description}")
+                self._echo(f"        {severity}: {said_of(check)}")
         elif event.is_step_up_for_retry:
             error = event.step_retry_data.error
             cause = (error.cause or error) if error else None
+            message = cause.message if cause else "failed"
+            if cause and cause.cls_name == "Failure":  # explained: its class says nothing more
+                message = message.partition(": ")[2]
             self._position -= 0 if part else 1
-            self._echo(f"        retried: {first_line(cause.message) if cause else 'failed'}")
+            self._echo(f"        retried: {first_line(message)}")
         elif event.is_step_failure:
             self._echo(
                 f"        FAILED: {first_line(reason_of(event, self._broken.get(step, ())))}"

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -65,11 +66,11 @@ class Lines:
         """Take what was written; nothing, when there is nothing for a while."""
         if data:
             *lines, rest = (self._rest[stream] + data).split(b"\n")
-            for line in lines:
-                self._add(stream, line, b"\n")
+            parts = [(line, b"\n") for line in lines]
             while len(rest) > LONGEST:
-                self._add(stream, rest[:LONGEST], b"")
+                parts.append((rest[:LONGEST], b""))
                 rest = rest[LONGEST:]
+            self._add(stream, parts)
             self._rest[stream] = rest
         if monotonic() - self._at >= PAUSE:
             self._tell()
@@ -78,7 +79,7 @@ class Lines:
         """Tell what is left."""
         for stream, rest in self._rest.items():
             if rest:
-                self._add(stream, rest, b"")
+                self._add(stream, [(rest, b"")])
         self._rest = {"stdout": b"", "stderr": b""}
         self._tell()
 
@@ -92,19 +93,24 @@ class Lines:
         """The last lines, of the standard error if there are any."""
         return "\n".join(self._last["stderr"] or self._last["stdout"])
 
-    def _add(self, stream: Stream, line: bytes, end: bytes) -> None:
-        text = line.decode(errors="replace")
-        if self._is_message(text):
-            return
+    def _add(self, stream: Stream, parts: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take lines and what ends each; what comes at once is kept and written at once."""
+        kept, written = [], []
+        for line, end in parts:
+            text = line.decode(errors="replace")
+            if self._is_message(text):
+                continue
+            kept.append(line + end)
+            written.append(text + end.decode())
+            if shown := text.rstrip("\r").rpartition("\r")[2]:  # of a progress bar the last state
+                self._last[stream].append(shown)
+            self._waiting.append(shown)
+            if len(self._waiting) >= AT_ONCE:
+                self._tell()
         if stream == "stdout":
-            self.output.add(line + end)
-        self._compute_logs[stream].write(text + end.decode())
+            self.output.add(b"".join(kept))
+        self._compute_logs[stream].write("".join(written))
         self._compute_logs[stream].flush()
-        if shown := text.rstrip("\r").rpartition("\r")[2]:  # of a progress bar the last state
-            self._last[stream].append(shown)
-        self._waiting.append(shown)
-        if len(self._waiting) >= AT_ONCE:
-            self._tell()
 
     def _tell(self) -> None:
         if not self._waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult, build_sch
 
 from mlops_assets.assets.command import WAITS
 from mlops_assets.automation.staleness import recorded_in
+from mlops_assets.commands.lines import Lines
 from mlops_assets.execution.compute import K8S_CONFIG
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import PipelinePlan, plan_pipelines
@@ -503,6 +506,20 @@ def test_a_log_takes_so_many_lines_and_no_more(project: Project) -> None:
     assert "did not receive any messages" not in said
 
 
+def test_lines_that_come_at_once_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    stream = SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stdout", stream)
+    lines = Lines(logging.getLogger("step"))
+    monkeypatch.undo()
+    lines.take("stdout", b"one\ntwo\nthr")
+    lines.take("stdout", b"ee\nfour")
+    lines.end()
+
+    assert written == ["one\ntwo\n", "three\n", "four"]
+    assert lines.output.text == "one\ntwo\nthree\nfour"
+
+
 # --- how it ends --------------------------------------------------------------------------------
 
 
@@ -809,5 +826,30 @@ def test_a_step_that_fails_says_so_on_the_command_line(project: Project) -> None
     assert done.returncode == 1
     assert (report["failed"], report["skipped"]) == (["p/say"], ["p/answer"])
     assert report["error"] == "p__say: the command ended with exit code 4\nbroken"
-    assert done.stderr.count("retried: ") == 2
+    assert done.stderr.count("retried: the command ended with exit code 4") == 2
     assert "Traceback" not in done.stderr
+
+
+def test_all_steps_that_failed_are_in_the_summary_each_in_its_own_words(project: Project) -> None:
+    from mlops_assets_tests.cli.test_run import mlops
+
+    project.add(
+        "p",
+        "retries: {max: 0}\n"
+        "steps:\n"
+        "  one: {command: exit 3}\n"
+        "  two: {command: exit 4}\n"
+        "  report: {command: python report.py few, checks: [enough_rows, on_time]}\n"
+        "  say: {command: echo hello}\n",
+    )
+    (project.folder / "pipelines" / "report.py").write_text(
+        REPORT.replace(
+            'needs = pipes.extras["needs"]', 'needs = {"say": {"output": 1, "asset": 2}}'
+        )
+    )
+    done = mlops(project, "run")
+
+    assert "error     p__one: the command ended with exit code 3\n" in done.stdout
+    assert "error     p__two: the command ended with exit code 4\n" in done.stdout
+    assert "error     p__report: enough_rows: failed\n" in done.stdout
+    assert "warn: on_time: failed\n" in done.stderr
