@@ -10,12 +10,14 @@ it.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dagster import DagsterEvent, DagsterEventType
+from dagster import DagsterEvent, DagsterEventType, DagsterRunStatus
 from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandlerContext
@@ -27,7 +29,7 @@ from dagster_shared.record import replace
 from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
-from mlops_assets.dagster_internals.k8s_client import TIMEOUT, PatientClient, is_away
+from mlops_assets.dagster_internals.k8s_client import AWAY_AT_MOST, TIMEOUT, PatientClient, is_away
 from mlops_assets.dagster_internals.k8s_pods import Trouble, trouble_of, waiting_for
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ before were lost to the platform."""
 
 LOG_LINES = 20
 """How much of the log of a pod that failed is kept in the run's log; its pod is deleted."""
+
+_FORBIDDEN = (401, 403)
 
 _TOLD = {
     DagsterEventType.STEP_SUCCESS,
@@ -90,6 +94,7 @@ class WatchedK8sStepHandler(K8sStepHandler):
         self._launches: dict[str, _Launch] = {}  # of what is being launched, by attempt
         self._said: set[tuple[str, str]] = set()
         self._silent: Counter[str] = Counter()
+        self._forbidden_since: dict[str, float] = {}
 
     @property
     def name(self) -> str:
@@ -99,6 +104,10 @@ class WatchedK8sStepHandler(K8sStepHandler):
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Create the step's job, under the next name if one of an earlier worker has its own."""
         attempt = self._attempt(step_handler_context)
+        if self._attempts_before(step_handler_context):
+            # Dagster takes every start for an attempt, those of what was launched again too, and
+            # would end a retry after them without a word.
+            step_handler_context = _unverified(step_handler_context)
         while True:
             try:
                 yield from super().launch_step(step_handler_context)
@@ -109,18 +118,26 @@ class WatchedK8sStepHandler(K8sStepHandler):
                 self._launches[attempt] = launch._replace(number=launch.number + 1)
                 step_handler_context = _unverified(step_handler_context)
             else:
-                return
+                break
+        if self._is_ending(step_handler_context):  # who cancels it may have been here before
+            self._client.remove(
+                self._namespace(step_handler_context), self._jobs(step_handler_context)
+            )
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Look what became of the step's pod, and launch the step again where that mends it."""
         try:
-            return self._looked_after(step_handler_context)
+            result = self._looked_after(step_handler_context)
         except (ApiException, HTTPError) as error:
+            if isinstance(error, ApiException) and error.status in _FORBIDDEN:
+                return self._forbidden(step_handler_context, error)
             if not is_away(error):
                 raise
             why = f"the Kubernetes API server does not answer: {error}"
             self._say_once(step_handler_context, "away", why)
             return CheckStepHealthResult.healthy()
+        self._forbidden_since.pop(self._attempt(step_handler_context), None)
+        return result
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Delete the step's jobs with their pods."""
@@ -146,8 +163,9 @@ class WatchedK8sStepHandler(K8sStepHandler):
             if waits := waiting_for(pods):
                 self._say_once(context, "waits", f"{self._step(context).step.key} waits: {waits}")
             return self._ended_silently(context, job)
-        if self._has_told(context):
-            return CheckStepHealthResult.healthy()  # the executor reads how it ended next
+        # The executor reads how it ended next; or is told to end, and its jobs are deleted by then.
+        if self._has_told(context) or self._is_ending(context):
+            return CheckStepHealthResult.healthy()
         launch = self._launch_of(context, job)
         if trouble.kind == "memory":
             return self._given_more(context, job, pods, launch, trouble)
@@ -157,6 +175,22 @@ class WatchedK8sStepHandler(K8sStepHandler):
             return self._failed(context, job, f"{trouble.reason}.")
         reason = f"{trouble.reason}.{self._log_of(pods)}"
         return CheckStepHealthResult.unhealthy(reason)
+
+    def _forbidden(self, context: StepHandlerContext, error: ApiException) -> CheckStepHealthResult:
+        """Wait a while for what the run may not do, and fail the step then."""
+        if self._has_told(context):
+            return CheckStepHealthResult.healthy()
+        why = (
+            f"the Kubernetes API server refuses what the run asks of it: {error.reason}: "
+            f"{error.body}. What its service account needs is in k8s/base/access.yaml."
+        )
+        since = self._forbidden_since.setdefault(self._attempt(context), time.monotonic())
+        if time.monotonic() - since < AWAY_AT_MOST:
+            self._say_once(context, "forbidden", why)
+            return CheckStepHealthResult.healthy()
+        with suppress(ApiException, HTTPError):
+            list(self.terminate_step(context))
+        return self._failed(context, None, why)
 
     def _replaced(
         self,
@@ -251,6 +285,11 @@ class WatchedK8sStepHandler(K8sStepHandler):
             return CheckStepHealthResult.healthy()
         return CheckStepHealthResult.unhealthy("its pod ended without saying how the step did")
 
+    def _is_ending(self, context: StepHandlerContext) -> bool:
+        """Whether the run was cancelled, or is over."""
+        run = context.instance.get_run_by_id(context.execute_step_args.run_id)
+        return run is None or run.is_finished or run.status is DagsterRunStatus.CANCELING
+
     def _has_told(self, context: StepHandlerContext) -> bool:
         """Whether the log has the end of this attempt."""
         step = self._step(context).step.key
@@ -268,7 +307,7 @@ class WatchedK8sStepHandler(K8sStepHandler):
         if job is None:
             return remembered
         labels = job.metadata.labels
-        return _Launch(int(labels[LAUNCH]), int(labels[LOST]), remembered.memory)
+        return _Launch(int(labels[LAUNCH]), int(labels[LOST]), _memory_of(job))
 
     def _get_k8s_step_job_name(self, step_handler_context: StepHandlerContext) -> str:
         attempt = self._attempt(step_handler_context)

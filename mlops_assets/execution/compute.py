@@ -73,7 +73,7 @@ def pod_config(pipeline: str, asset: str, compute: ComputeSpec) -> dict[str, Any
         **({"ephemeral-storage": compute.ephemeral_storage} if compute.ephemeral_storage else {}),
         **({GPU: str(compute.gpus)} if compute.gpus else {}),
     }
-    labels = {PIPELINE: pipeline, ASSET: asset[:63].strip("._-")}
+    labels = {PIPELINE: pipeline.strip("_"), ASSET: asset[:63].strip("._-")}
     nodes = {**compute.node_selector, **({_GPU_TYPE: compute.gpu_type} if compute.gpu_type else {})}
     tolerations = [it.model_dump(exclude_none=True) for it in compute.tolerations]
     if compute.gpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,13 @@ def test_pods_say_whose_costs_they_are_and_are_not_moved(customers: Project) -> 
     for pod in asked.values():
         annotations = pod["pod_template_spec_metadata"]["annotations"]
         assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+
+
+def test_labels_are_ones_that_kubernetes_takes_for_any_name_of_a_pipeline_and_its_assets() -> None:
+    pod = pod_config("churn_", ".".join(["asset" * 8 + "_"] * 2), ComputeSpec())
+
+    for label in pod["job_metadata"]["labels"].values():
+        assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", label)
 
 
 def test_steps_with_a_gpu_queue_in_one_pool(customers: Project) -> None:
