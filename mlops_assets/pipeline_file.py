@@ -511,8 +511,8 @@ def _mistake_in_words(details: ErrorDetails, kind: type[Pipeline]) -> str:
             return f"{_path(location)}{details['ctx']['error']}"
         case _ if name == "[key]":
             given = details["input"]  # of `yes` and `on`, which YAML reads as true, as of `true`
-            name = str(given).lower() if isinstance(given, bool) else location[-2]
-            return f"{_path(location[:-2])}the name {name} must be text: put quotes around it"
+            read = str(given).lower() if isinstance(given, bool) else location[-2]
+            return f"{_path(location[:-2])}the name {read} must be text: put quotes around it"
     return f"{_path(location)}{details['msg']}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
     Raises
     ------
     DataError
-        Nothing is there for one of them, or it may not be read.
+        Nothing is there for one of them, or it cannot be read.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
@@ -45,14 +46,23 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, followlinks=True):
         # what Python compiles for itself is no content of anybody's
-        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        folders[:] = sorted(
+            name for name in folders if name != "__pycache__" and not _is_circle(Path(folder, name))
+        )
         yield from (Path(folder, name) for name in sorted(names))
+
+
+def _is_circle(folder: Path) -> bool:
+    """Whether a folder is a link to one that it is in."""
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.parents}
 
 
 def _digest(path: Path) -> str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is a pipe, socket or device: its content cannot be compared")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -6,6 +6,7 @@ is not known here.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -114,6 +115,11 @@ def _why(error: OSError | ValueError, folder: Path | None) -> str:
             return "there is no such program; install it, or correct its name"
         case PermissionError():
             return "it may not be executed"
+        case OSError(errno=errno.E2BIG):
+            return (
+                "its arguments and variables are longer than the system allows; if that is what "
+                "another step prints, let that one write it to a file and print the file's name"
+            )
         case OSError(strerror=str(text)):
             return text
     return str(error)

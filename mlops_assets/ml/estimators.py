@@ -95,7 +95,8 @@ def refusals_explained(model: ModelSpec) -> Iterator[None]:
 
 def _told(error: Exception) -> str:
     """Return the error's message on one line, with its kind where the message alone says little."""
-    message = " ".join(str(error).split())[:500]
+    text, *_ = str(error).split("\nStack trace:")  # of XGBoost's C++
+    message = " ".join(text.split())[:500]
     speaks = isinstance(error, TypeError | ValueError | ArithmeticError | ImportError)
     return message if speaks else f"{type(error).__name__}: {message}"
 

@@ -21,7 +21,9 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult, build_sch
 
 from mlops_assets.assets.command import WAITS
 from mlops_assets.automation.staleness import recorded_in
+from mlops_assets.commands.files import digests
 from mlops_assets.commands.lines import Lines
+from mlops_assets.errors import DataError
 from mlops_assets.execution.compute import K8S_CONFIG
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import PipelinePlan, plan_pipelines
@@ -205,6 +207,24 @@ def test_a_file_that_a_command_reads_counts_with_its_content(project: Project) -
     assert value(project, "show") == {"output": "one\ntwo\n"}
     (words / "b.txt").unlink()
     assert executed(run(project)) == []
+
+
+def test_what_is_behind_a_link_counts_and_a_circle_of_links_ends(tmp_path: Path) -> None:
+    words, more = tmp_path / "words", tmp_path / "elsewhere"
+    words.mkdir()
+    more.mkdir()
+    (words / "more").symlink_to(more)
+    (more / "back").symlink_to(words)
+    (more / "a.txt").write_text("one\n")
+
+    assert list(digests(tmp_path, ["words"])) == ["./words/more/a.txt"]
+
+
+def test_a_pipe_among_the_files_is_a_mistake_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "queue")
+
+    with pytest.raises(DataError, match="queue is a pipe, socket or device"):
+        digests(tmp_path, ["*"])
 
 
 def test_a_file_that_is_not_there_is_said_before_anything_runs(project: Project) -> None:
@@ -554,6 +574,19 @@ def test_a_program_that_is_not_there_is_not_tried_again(project: Project) -> Non
         "'no_such_program' cannot be started: there is no such program; install it, or correct its "
         "name"
     )
+    assert attempts(result) == 1
+
+
+def test_what_is_too_long_for_a_variable_is_said(project: Project) -> None:
+    project.add(
+        "p",
+        "steps:\n"
+        '  say: {command: \'head -c 65536 /dev/zero | tr "\\\\0" "\\\\377"\'}\n'
+        "  gets: {needs: [say], command: echo never}\n",
+    )
+    result = run(project)
+
+    assert "'sh' cannot be started: its arguments and variables are longer" in failure(result)
     assert attempts(result) == 1
 
 

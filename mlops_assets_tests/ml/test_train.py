@@ -142,6 +142,14 @@ def test_data_that_the_estimator_refuses_is_explained() -> None:
         train(_frame([-1.5, 2.0, 3.0]), model, target="y")
 
 
+def test_a_refusal_of_xgboost_is_told_without_the_stack_of_its_native_code() -> None:
+    params = {"n_estimators": 1, "device": "cpuu"}
+    model = ModelSpec(estimator="xgboost.XGBClassifier", params=params)
+    with pytest.raises(ModelError, match="Got: `cpuu`") as refusal:
+        train(_frame(["a", "b"] * 5), model, target="y")
+    assert "Stack trace" not in str(refusal.value)
+
+
 def test_an_estimator_made_from_another_one_is_refused() -> None:
     model = ModelSpec.model_construct(
         task=None,
