@@ -28,10 +28,9 @@ from mlops_assets.commands.lines import Lines
 from mlops_assets.commands.runners import Ran, Work, runner_for
 from mlops_assets.commands.value import as_variable, value_of
 from mlops_assets.execution.compute import (
-    ASSET,
     K8S_CONFIG,
-    PIPELINE,
     StepOptions,
+    labels_of,
     pod_config,
     step_options,
 )
@@ -178,7 +177,7 @@ def _work(
         folder=spec.folder,
         variables=variables,
         extras={"needs": extras},
-        labels={PIPELINE: spec.name, ASSET: name},
+        labels=labels_of(spec.name, name),
         pod=pod_config(spec.name, name, step.compute),
     )
 

@@ -12,7 +12,8 @@ from dagster import (
     multi_observable_source_asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of
+from mlops_assets.assets.common import STORE, key_of, step_settings
+from mlops_assets.dagster_internals.steps import with_op_tags
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import source_seen
@@ -43,5 +44,4 @@ def build_source(spec: PipelineSpec) -> AssetsDefinition:
                 )
             ],
         )
-    source: AssetsDefinition = as_asset(observe)
-    return source
+    return with_op_tags(as_asset(observe), step_settings(spec, "source")["op_tags"])

@@ -28,9 +28,10 @@ from dagster._core.execution.plan.execute_step import (
 )
 from dagster._core.execution.plan.objects import StepSuccessData, TypeCheckData
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
+from dagster._utils.tags import normalize_tags
 
 if TYPE_CHECKING:
-    from dagster import AssetExecutionContext, DagsterInstance, OutputContext
+    from dagster import AssetExecutionContext, AssetsDefinition, DagsterInstance, OutputContext
     from dagster._core.execution.context.system import StepExecutionContext
 
 
@@ -50,6 +51,15 @@ def record_data_version(context: OutputContext, key: AssetKey, version: str) -> 
     from dagster import DataVersion
 
     context.step_context.set_data_version(key, DataVersion(version))
+
+
+def with_op_tags(asset: AssetsDefinition, tags: Mapping[str, Any]) -> AssetsDefinition:
+    """Give the step of an asset these tags, and return the asset.
+
+    Publicly the step of an observable source can have none.
+    """
+    asset.op._tags = normalize_tags({**asset.op.tags, **tags})
+    return asset
 
 
 def observe_input(context: AssetExecutionContext, key: AssetKey, version: str) -> None:

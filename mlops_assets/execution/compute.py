@@ -61,6 +61,11 @@ def without_gpu(compute: ComputeSpec) -> ComputeSpec:
     return compute.model_copy(update={"gpu": 0, "gpu_type": None})
 
 
+def labels_of(pipeline: str, asset: str) -> dict[str, str]:
+    """Return whose costs a pod is; a label ends with a letter or a digit, as a name need not."""
+    return {PIPELINE: pipeline.strip("_"), ASSET: asset[:63].strip("._-")}
+
+
 def pod_config(pipeline: str, asset: str, compute: ComputeSpec) -> dict[str, Any]:
     """Return the pod of a step as dagster-k8s takes it.
 
@@ -73,7 +78,7 @@ def pod_config(pipeline: str, asset: str, compute: ComputeSpec) -> dict[str, Any
         **({"ephemeral-storage": compute.ephemeral_storage} if compute.ephemeral_storage else {}),
         **({GPU: str(compute.gpus)} if compute.gpus else {}),
     }
-    labels = {PIPELINE: pipeline.strip("_"), ASSET: asset[:63].strip("._-")}
+    labels = labels_of(pipeline, asset)
     nodes = {**compute.node_selector, **({_GPU_TYPE: compute.gpu_type} if compute.gpu_type else {})}
     tolerations = [it.model_dump(exclude_none=True) for it in compute.tolerations]
     if compute.gpus:

@@ -62,6 +62,7 @@ def test_pods_say_whose_costs_they_are_and_are_not_moved(customers: Project) -> 
     labels = [pod["pod_template_spec_metadata"]["labels"] for pod in asked.values()]
     assert {label[PIPELINE] for label in labels} == {"customers"}
     assert {label[ASSET] for label in labels} == {
+        "source",
         "raw",
         "train.test",
         "model",
