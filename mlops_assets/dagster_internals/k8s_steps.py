@@ -353,12 +353,14 @@ class WatchedK8sStepHandler(K8sStepHandler):
         """Return the end of what a pod wrote, as a part of a message; empty if there is none."""
         for pod in pods:
             try:
-                text = self._client.core_api.read_namespaced_pod_log(
+                answer = self._client.core_api.read_namespaced_pod_log(
                     pod.metadata.name,
                     pod.metadata.namespace,
                     tail_lines=LOG_LINES,
                     _request_timeout=TIMEOUT,
+                    _preload_content=False,  # else the client returns the text as Python's b'...'
                 )
+                text = answer.data.decode(errors="replace")
             except (ApiException, HTTPError):
                 continue
             if text.strip():

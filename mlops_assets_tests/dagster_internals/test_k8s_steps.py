@@ -31,7 +31,10 @@ from mlops_assets.dagster_internals.k8s_steps import LAUNCH, LOST, WatchedK8sSte
 from mlops_assets_tests.kubernetes import KubernetesDouble
 
 MEMORY_LIMIT = "memory_limit"
-EATS = "python -c 'import time; food = bytes([1]) * (150 * 2**20); time.sleep(60)'"
+EATS = """\
+echo hungry; echo more
+python -c 'import time; food = bytes([1]) * (150 * 2**20); time.sleep(60)'
+"""
 
 
 @op(
@@ -171,6 +174,14 @@ def test_a_step_with_more_memory_keeps_it_when_another_worker_launches_it_again(
 
     assert memory_of(again) == str(200 * 2**20)
     assert again["metadata"]["labels"][LOST] == "1"
+
+
+def test_the_end_of_a_log_is_told_line_by_line(run: Run) -> None:
+    handler = run.handler()
+    run.launch(handler)
+    run.relaunched(handler, 1)
+
+    assert "The end of its log:\nhungry\nmore" in run.log()
 
 
 def test_a_step_whose_job_goes_because_its_run_is_cancelled_is_not_launched_again(
