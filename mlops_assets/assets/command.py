@@ -49,7 +49,12 @@ PREVIEW = 2000
 WAITS = ComputeSpec(cpu=0.1, memory="512Mi")
 """What a step asks for that only waits for a pod of its own."""
 
-_OURS = frozenset((MEMOIZED, PRODUCED_BY, SAVED, "location", "size_bytes"))
+_OURS = frozenset(
+    (
+        *(MEMOIZED, PRODUCED_BY, SAVED, "location", "size_bytes"),
+        *("command", "exit_code", "duration_seconds", "output"),
+    )
+)
 """Metadata that is not the command's to report."""
 
 

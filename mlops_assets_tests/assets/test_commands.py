@@ -459,17 +459,19 @@ def test_a_check_that_is_not_reported_has_failed_and_one_that_is_not_declared_is
     assert attempts(result) == 1
 
 
-def test_metadata_that_is_the_stores_to_say_is_left_out(project: Project) -> None:
+def test_metadata_that_is_the_projects_to_say_is_left_out(project: Project) -> None:
     project.add("p", "steps: {report: {command: python report.py}}\n")
     (project.folder / "pipelines" / "report.py").write_text(
         "from dagster_pipes import open_dagster_pipes\n"
         "with open_dagster_pipes() as pipes:\n"
-        "    pipes.report_asset_materialization(metadata={'memoized': True, 'size_bytes': -1})\n"
+        "    mine = {'memoized': True, 'size_bytes': -1, 'exit_code': 77}\n"
+        "    pipes.report_asset_materialization(metadata=mine)\n"
     )
     result = run(project)
 
     assert executed(result) == ["report"]
     assert metadata(result, "report")["size_bytes"] > 0
+    assert metadata(result, "report")["exit_code"] == 0
     assert "memoized is not the command's to report" in logged(project, result)
 
 
