@@ -207,15 +207,14 @@ class WatchedK8sStepHandler(K8sStepHandler):
                 f"{trouble.reason}. The platform lost this step {launch.lost + 1} times, and "
                 f"{self._platform_retries} are made good (execution.config.platform_retries).",
             )
-        self._launch_again(
+        return self._launch_again(
             context,
             job,
-            launch._replace(number=launch.number + 1, lost=launch.lost + 1),
+            launch._replace(lost=launch.lost + 1),
             f"{trouble.reason}. Launching it again, which is not one of its retries: "
             f"{launch.lost + 1} of {self._platform_retries} for failures of the platform."
             f"{self._log_of(pods)}",
         )
-        return CheckStepHealthResult.healthy()
 
     def _given_more(
         self,
@@ -240,24 +239,24 @@ class WatchedK8sStepHandler(K8sStepHandler):
                 f"{trouble.reason} at {_readable(had)}, the most that it may have: raise "
                 f"compute.max_memory.{log}",
             )
-        self._launch_again(
+        return self._launch_again(
             context,
             job,
-            launch._replace(number=launch.number + 1, memory=more),
+            launch._replace(memory=more),
             f"{trouble.reason} at {_readable(had)}. Launching it again with {_readable(more)}, "
             f"which is not one of its retries; the most is {_readable(int(tag))}.{log}",
         )
-        return CheckStepHealthResult.healthy()
 
     def _launch_again(
         self, context: StepHandlerContext, job: V1Job | None, launch: _Launch, why: str
-    ) -> None:
+    ) -> CheckStepHealthResult:
         step = self._step(context)
         DagsterEvent.engine_event(step, f"{step.step.key}: {why}", EngineEventData())
         if job is not None:
             self._client.remove(self._namespace(context), [job])
-        self._launches[self._attempt(context)] = launch
+        self._launches[self._attempt(context)] = launch._replace(number=launch.number + 1)
         list(self.launch_step(_unverified(context)))
+        return CheckStepHealthResult.healthy()
 
     def _failed(
         self, context: StepHandlerContext, job: V1Job | None, why: str
