@@ -15,6 +15,9 @@ from mlops_assets.definitions import build_defs
 from mlops_assets.settings import Settings
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.reuse import REFRESH
+from mlops_assets_tests.faults.trials import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 OURS = ("MLOPS_", "MLFLOW_", "DAGSTER_", "AWS_")
 

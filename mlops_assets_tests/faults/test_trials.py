@@ -1,0 +1,37 @@
+"""The counting of faults, which the figures in the documentation come from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlops_assets_tests.faults.trials import Trial, table
+
+
+def test_a_trial_that_raises_is_counted_as_failed_and_still_raises() -> None:
+    told: list[str] = []
+    with (
+        pytest.raises(AssertionError, match="lost"),
+        Trial("kill", 0, lambda _, value: told.append(str(value))),
+    ):
+        raise AssertionError("lost an artefact")
+    [trial] = map(json.loads, told)
+    assert (trial["outcome"], trial["error"]) == ("FAILED", "AssertionError: lost an artefact")
+
+
+def test_the_table_counts_the_outcomes_of_every_scenario() -> None:
+    trials = [
+        {"scenario": "kill", "outcome": outcome, "seconds": seconds}
+        for outcome, seconds in [("recovered", 1), ("FAILED", 2), ("recovered", 3)]
+    ]
+    assert table(trials)[2:] == [
+        "| kill | 3 | 2 recovered, 1 FAILED | 3.0 s |",
+        "",
+        "3 trials, 1 failed",
+    ]
+
+
+def test_the_chance_of_a_trial_is_the_same_in_every_run() -> None:
+    first, again, other = (Trial("kill", number, lambda *_: None) for number in (0, 0, 1))
+    assert first.random.random() == again.random.random() != other.random.random()
