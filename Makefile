@@ -4,7 +4,7 @@ BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.mlops/dagster
 export DAGSTER_DISABLE_TELEMETRY ?= yes
 
-.PHONY: help setup run test test-browser dev check lock clean
+.PHONY: help setup run test test-browser dev check lock audit sbom clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -49,6 +49,13 @@ lock: setup  ## pin the newest allowed packages in requirements.lock, and the im
 		--output-file k8s/requirements-gpu.lock pyproject.toml
 	echo hatchling | $(COMPILE) --constraint requirements.lock \
 		--output-file k8s/requirements-build.lock -
+
+audit: setup  ## known vulnerabilities of the locked packages
+	$(BIN)/python .ci/audit.py
+
+sbom: setup  ## sbom.cdx.json: what requirements.lock installs, as a CycloneDX bill of materials
+	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock \
+		--pyproject pyproject.toml --output-reproducible --validate --output-file sbom.cdx.json
 
 clean:  ## remove the virtual environment and everything that the project stored in the checkout
 	rm -rf .venv .mlops

@@ -14,15 +14,15 @@ DEVELOPMENT = {"pytest", "moto", "boto3", "ruff", "mypy", "playwright", "uv", "h
 
 
 def locked(name: str) -> set[str]:
-    """Return the pins of a lock, such as `six==1.17.0`."""
+    """Return the pins of a lock without extras, such as `six==1.17.0`."""
     lines = (PROJECT / name).read_text().splitlines()
-    pins = {line.split()[0] for line in lines if re.match(r"[a-z0-9]", line)}
+    pins = {re.sub(r"\[.*]", "", line.split()[0]) for line in lines if re.match(r"[a-z0-9]", line)}
     assert pins, name
     return pins
 
 
 def names(pins: set[str]) -> set[str]:
-    return {re.split(r"[\[=]", pin)[0] for pin in pins}
+    return {pin.partition("=")[0] for pin in pins}
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-gpu.lock"])
