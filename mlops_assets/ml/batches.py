@@ -280,8 +280,9 @@ def _parquet_batches(
     while True:
         with _complete(name):
             batch = next(batches, None)
-        if batch is None:
-            return
+            if batch is None:
+                return
+            batch.validate(full=True)  # reading alone takes any bytes for text
         yield batch
 
 
@@ -292,9 +293,9 @@ def _complete(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # Arrow's own have no number, those of the operating system do; networks have subclasses
         is_arrows = type(error) is OSError and error.errno is None
-        if not is_arrows and not isinstance(error, pa.ArrowException):
+        if isinstance(error, OSError) and not is_arrows:
             raise
         raise DataError(f"{name} is not a complete Parquet file: {error}") from error

@@ -324,9 +324,10 @@ def _parse_parquet(content: bytes, name: str) -> pa.Table:
     try:
         # Not read_table: with pyarrow 25 it can abort the process at exit.
         table = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False).read()
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)  # reading alone takes any bytes for text
+        require_distinct(table.column_names, name)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not a complete Parquet file: {error}") from error
-    require_distinct(table.column_names, name)
     return _without_dictionaries(table)
 
 

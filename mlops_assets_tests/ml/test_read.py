@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import http.server
+import io
 import json
 import os
 import pickle
@@ -326,6 +327,29 @@ def test_what_is_no_parquet_file_is_refused(
         read(DataSpec(uri="data.parquet", target="x"), tmp_path)
     for word in ["data.parquet", *words]:
         assert word in str(error.value)
+
+
+def latin_1_text() -> bytes:
+    """A Parquet file with text that its writer has not made UTF-8."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"x": pa.array([b"a", "é".encode("latin-1")]).view(pa.string())}), sink)
+    return sink.getvalue()
+
+
+def latin_1_name() -> bytes:
+    """The same with the name of a column."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"x": [1], "é": [2]}), sink, store_schema=False)
+    return sink.getvalue().replace("é".encode(), "é ".encode("latin-1"))
+
+
+@pytest.mark.parametrize("content", [latin_1_text(), latin_1_name()], ids=["text", "name"])
+def test_parquet_text_that_is_not_utf_8_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.parquet").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"data\.parquet is not a complete Parquet file: .*(?i:utf)"
+    ):
+        read(DataSpec(uri="data.parquet", target="x"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mlops_assets.ml.read import read
 from mlops_assets.ml.score import Tally, probability_columns, score_batches
 from mlops_assets.ml.train import train
 from mlops_assets.spec import DataSpec, ModelSpec
+from mlops_assets_tests.ml.test_read import latin_1_name, latin_1_text
 from mlops_assets_tests.store.conftest import BUCKET, s3_client
 
 DAY = "2026-01-05"
@@ -219,6 +220,15 @@ def test_a_parquet_column_of_another_type_is_refused_before_anything_is_scored(
     bad = good.assign(**{column: values})
     with pytest.raises(DataError, match=f"b.parquet: column {told}"):
         predict(model, tmp_path, {"a.parquet": as_parquet(good), "b.parquet": as_parquet(bad)})
+
+
+@pytest.mark.parametrize("content", [latin_1_text(), latin_1_name()], ids=["text", "name"])
+def test_parquet_text_that_is_not_utf_8_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / DAY).mkdir()
+    (tmp_path / DAY / "a.parquet").write_bytes(content)
+    (file,) = files_of_day("{date}/*.parquet", tmp_path, DAY)
+    with pytest.raises(DataError, match=r"a\.parquet is not a complete Parquet file: .*(?i:utf)"):
+        list(batches.batches_of(file, ["x"]))
 
 
 def test_a_declared_type_is_read_from_whatever_a_file_has(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import decimal
 import io
+import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -350,3 +353,17 @@ def test_any_other_bytes_are_refused(content: bytes, cut: int, tmp_path: Path) -
         for kind in (None, "table", "batches"):
             with pytest.raises(StoreError):
                 list(ParquetCodec().read(file, kind))
+
+
+def test_categories_that_point_out_of_their_text_are_refused(tmp_path: Path) -> None:
+    table = pq.read_table(io.BytesIO(content_of(pd.DataFrame({"c": pd.Categorical(["a", "b"])}))))
+    extra = json.loads(table.schema.metadata[b"mlops_assets"])
+    stream = bytearray(base64.b64decode(extra["categories"]["c"]["categories"]))
+    offsets = struct.pack("<3i", 0, 1, 2)
+    at = stream.rindex(offsets)
+    stream[at : at + len(offsets)] = struct.pack("<3i", 0, 1, 2**30)
+    extra["categories"]["c"]["categories"] = base64.b64encode(bytes(stream)).decode()
+    metadata = {**table.schema.metadata, b"mlops_assets": json.dumps(extra).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "x.parquet")
+    with pytest.raises(StoreError, match=r"no Parquet file that can be read: .*offset"):
+        ParquetCodec().read(tmp_path / "x.parquet", None)
