@@ -245,9 +245,10 @@ def _jsonl_batches(content: Content, name: str) -> Iterator[pa.RecordBatch]:
         columns = list(dict.fromkeys(column for row in rows for column in row))
         try:
             arrays = [json_column([row.get(column) for row in rows]) for column in columns]
+            batch = pa.RecordBatch.from_arrays(arrays, columns)
         except UnicodeEncodeError as error:
             raise DataError(f"{name} has half of a surrogate pair in a text: {error}") from error
-        yield pa.RecordBatch.from_arrays(arrays, columns)
+        yield batch
 
 
 def _json_rows(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[dict[str, Any]]:

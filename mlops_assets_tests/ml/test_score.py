@@ -193,6 +193,7 @@ HEADER = "size,color,flag,seen\n"
         ({"a.jsonl": '{"size": "1", "color": "a", "flag": true, "seen": null}\n'}, "size was of"),
         ({"a.jsonl": '{"size": 1, "new": 1}\n'}, "a.jsonl has columns .* not trained on: new"),
         ({"a.jsonl": '{"size": 1\n'}, "a.jsonl: line 1 is not JSON"),
+        ({"a.jsonl": '{"size": 1, "\\ud800": 1}\n'}, "a.jsonl has half of a surrogate pair"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(
