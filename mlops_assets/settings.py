@@ -15,6 +15,7 @@ from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from mlops_assets.errors import SettingsError
+from mlops_assets.wording import redacted
 
 Deployment = Literal["local", "k8s"]
 
@@ -101,7 +102,7 @@ def local_state(name: str) -> Path:
 
 
 def _refuse(variable: str, value: str, allowed: str) -> SettingsError:
-    return SettingsError(f"{variable}={value!r}: {allowed}.")
+    return SettingsError(f"{variable}={redacted(value)!r}: {allowed}.")
 
 
 def _deployment(value: str) -> Deployment:
@@ -121,22 +122,23 @@ def _store_url(value: str | None) -> str:
     parts = urlsplit(value)
     if parts.scheme == "file":
         return str(Path(parts.path).absolute())
-    shown = value if "@" not in parts.netloc else f"{parts.scheme}://…"
     if parts.scheme not in STORE_SCHEMES:
         raise _refuse(
             "MLOPS_STORE_URL",
-            shown,
+            value,
             f"allowed are a path or a URL of {', '.join(s + '://' for s in STORE_SCHEMES)}",
         )
-    if "@" in parts.netloc and parts.scheme != "abfs":
+    user = parts.netloc.rpartition("@")[0]
+    is_container = parts.scheme == "abfs" and ":" not in user  # abfs://container@account
+    if (user and not is_container) or parts.query or parts.fragment:
         raise _refuse(
             "MLOPS_STORE_URL",
-            shown,
+            value,
             "credentials do not belong in the URL; give them the cloud's standard way",
         )
     if not parts.netloc and parts.scheme != "memory":
         raise _refuse(
-            "MLOPS_STORE_URL", shown, f"the bucket is missing: {parts.scheme}://bucket/prefix"
+            "MLOPS_STORE_URL", value, f"the bucket is missing: {parts.scheme}://bucket/prefix"
         )
     return value.rstrip("/")
 
@@ -150,6 +152,12 @@ def _endpoint_url(value: str | None) -> str | None:
             "MLOPS_S3_ENDPOINT_URL",
             value,
             "an http:// or https:// address is allowed, such as http://minio:9000",
+        )
+    if "@" in parts.netloc or parts.query:
+        raise _refuse(
+            "MLOPS_S3_ENDPOINT_URL",
+            value,
+            "credentials do not belong in the address; give them the standard AWS way",
         )
     return value.rstrip("/")
 

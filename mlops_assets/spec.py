@@ -25,6 +25,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -43,7 +44,7 @@ from mlops_assets.estimators import (
 )
 from mlops_assets.scorers import SCORERS, Kind, default_metrics, serves
 from mlops_assets.source import ClassFacts
-from mlops_assets.wording import nearest, shown
+from mlops_assets.wording import nearest, redacted, shown
 
 Task = Literal["classification", "regression"]
 StageName = Literal["raw", "split", "best_params", "model", "metrics", "champion"]
@@ -62,6 +63,8 @@ READABLE_ASSETS = ("raw", "train", "test", "predictions")
 """Assets that other pipelines may have as their source: those that are tables."""
 # The rest of fsspec's registry is asked only when needed: importing it takes 0.1 s.
 _USUAL_SCHEMES = ("file", "s3", "gs", "abfs", "http", "https", "memory")
+_BUCKETS = ("s3", "s3a", "gs", "gcs")
+_CONTAINERS = ("abfs", "abfss", "az")  # abfs://container@account
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     ">": operator.gt,
@@ -363,6 +366,12 @@ def _check_uri(uri: str) -> str:
                 f"'{scheme}://' is not a known kind of address{nearest(scheme, known)}; allowed "
                 f"are a path and {', '.join(f'{name}://' for name in known)}"
             )
+    user, _, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    if (user and scheme in _BUCKETS) or (":" in user and scheme in _CONTAINERS):
+        raise ValueError(
+            f"{shown(uri)}: credentials do not belong in the address; give them the cloud's "
+            "standard way, to the environment"
+        )
     address = uri.partition("?")[0] if scheme in ("http", "https") else uri
     if not address.lower().endswith(FILE_FORMATS):
         raise ValueError(f"{shown(uri)} must end with one of {', '.join(FILE_FORMATS)}")
@@ -489,6 +498,11 @@ def _mistakes(found: Iterable[tuple[Location, str]]) -> None:
         raise ValidationError.from_exception_data("pipeline", errors)
 
 
+Uri = Annotated[str, AfterValidator(_check_uri), PlainSerializer(redacted)]
+DatedUri = Annotated[str, AfterValidator(_check_dated_uri), PlainSerializer(redacted)]
+"""What is written down of them, in records of computations and in MLflow, is without secrets."""
+
+
 class DataChecks(_Part):
     """Rules that the raw data must satisfy; a broken rule stops the pipeline."""
 
@@ -502,7 +516,7 @@ class DataChecks(_Part):
 class DataSpec(_Part):
     """Where the data is and what is in it."""
 
-    uri: Annotated[str, AfterValidator(_check_uri)] = Field(
+    uri: Uri = Field(
         description="A path relative to the pipeline file, an fsspec URL or a glob of files that "
         f"end with {', '.join(FILE_FORMATS)}; or sklearn://NAME for a data set bundled with "
         f"scikit-learn: {', '.join(BUNDLED_SETS)}; or asset://PIPELINE/ASSET for what another "
@@ -877,7 +891,7 @@ class PromoteSpec(_Part):
 class ScoreSpec(_Part):
     """Batch inference, one day at a time."""
 
-    uri: Annotated[str, AfterValidator(_check_dated_uri)] = Field(
+    uri: DatedUri = Field(
         description="The files to score: a path relative to the pipeline file, an fsspec URL or a "
         "glob. {date} stands for the day, as in 2026-01-31.",
         examples=["../inbox/{date}/*.csv", "s3://bucket/inbox/{date}/*.parquet"],
@@ -891,7 +905,7 @@ class ScoreSpec(_Part):
         description="Columns that tell which row a prediction is for; copied to the output. "
         "Default: the name of the file and the number of the row.",
     )
-    labels: Annotated[str, AfterValidator(_check_dated_uri)] | None = Field(
+    labels: DatedUri | None = Field(
         default=None,
         description="Files with what really happened, by the columns of id; {date} is the day "
         "that was scored.",

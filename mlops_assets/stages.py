@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlops_assets.code_version import Code, code_of, look_again
 from mlops_assets.errors import DataError
 from mlops_assets.store.memo import Outside, Seen
+from mlops_assets.wording import redacted
 
 if TYPE_CHECKING:
     from mlops_assets.spec import Pipeline, PipelineSpec, StepsSpec
@@ -121,7 +122,7 @@ def training_stages(spec: PipelineSpec) -> dict[str, Stage]:
                 **judged,
                 # for the model card
                 "description": spec.description,
-                "data.uri": data.uri,
+                "data.uri": redacted(data.uri),
                 "model": model.model_dump(include={"estimator", "params", "features"}),
                 "split": split.model_dump(),
                 **({"tuned": sorted(spec.tune.space)} if spec.tune.trials else {}),

@@ -24,13 +24,14 @@ from tempfile import TemporaryDirectory
 from time import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from dagster import BetaWarning, ConfigurableResource, DagsterExecutionInterruptedError
 from filelock import FileLock
 from pydantic import Field
 
 from mlops_assets.settings import PACKAGE
+from mlops_assets.wording import redacted
 
 if TYPE_CHECKING:
     from dagster_mlflow.resources import MlFlow
@@ -124,8 +125,8 @@ class ModelRun:
         self.lost = True
         self._log.warning(
             "MLflow at %s cannot be used, so this step is not tracked: %s",
-            _without_password(self._tracking_uri),
-            (str(error) or type(error).__name__).splitlines()[0],
+            redacted(self._tracking_uri),
+            redacted((str(error) or type(error).__name__).splitlines()[0]),
         )
 
     @_never_fatal
@@ -315,7 +316,7 @@ class ModelRun:
         """Address of the run in MLflow's UI, or the command that shows it; None without a run."""
         if self.run_id is None:
             return None
-        uri = _without_password(self._tracking_uri)
+        uri = redacted(self._tracking_uri).replace("…@", "")  # an address to follow
         if urlsplit(uri).scheme in ("http", "https"):
             return f"{uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self.run_id}"
         return f"run {self.run_id}: mlflow ui --backend-store-uri {uri}"
@@ -477,10 +478,3 @@ def git_tags() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return {"mlflow.source.git.commit": commit} if commit else {}
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

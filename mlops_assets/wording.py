@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 _LONGEST = 80
 
+# up to the last @ before a path; or, where a password has a / in it, up to the next @
+_USER = re.compile(r"([\w+.-]+)://(?:([^/\s]+)|[^/\s:@]*:(?!\d+(?:/|\s|$))[^\s@]*)@")
+# what follows a ? is a glob, and no secret, unless it has names and values
+_QUERY = re.compile(
+    r"""(https?://[^\s?]*\?|[\w+.-]+://[^\s?]*\?(?=[^\s'"`]*=)|\burl: /[^\s?]*\?)[^\s'"`]+"""
+)
+_CONTAINERS = ("abfs", "abfss")  # abfs://container@account
+
+
+def redacted(text: str) -> str:
+    """Hide what may be secret in the URLs of a text: user and password, and what follows a `?`.
+
+    A secret in the path of a URL cannot be told from the rest of the path, and stays.
+    """
+    return _QUERY.sub(r"\1…", _USER.sub(_without_user, text))
+
+
+def _without_user(found: re.Match[str]) -> str:
+    scheme, user = found.groups()
+    is_container = scheme in _CONTAINERS and user is not None and not set(user) & set(":@")
+    return found[0] if is_container else f"{scheme}://…@"
+
 
 def shown(value: object) -> str:
-    """Return the value in quotes, on one line and cut where it gets too long."""
-    text = str(value)
+    """Return the value in quotes, on one line, without secrets and cut where it gets too long."""
+    text = redacted(str(value))
     return repr(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
 
 

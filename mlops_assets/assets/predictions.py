@@ -23,6 +23,7 @@ from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.store.reuse import defined_by
+from mlops_assets.wording import redacted
 
 INBOX = "mlops/inbox"
 """Tag of a materialisation and of a run: the identity of the files that were scored."""
@@ -65,7 +66,9 @@ def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         partitions_def=scoring_days(spec),
         io_manager_key=STORE,
         required_resource_keys={STORE},
-        description=f"`{spec.data.target}` as the champion predicts it for `{score.uri}`.",
+        description=(
+            f"`{spec.data.target}` as the champion predicts it for `{redacted(score.uri)}`."
+        ),
         owners=spec.owners,
         kinds={"scikitlearn", "parquet"},
         check_specs=[

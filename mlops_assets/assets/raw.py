@@ -28,6 +28,7 @@ from mlops_assets.spec import PipelineSpec, Upstream
 from mlops_assets.stages import Stage, source_seen
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.reuse import defined_by
+from mlops_assets.wording import redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,9 @@ def build_raw(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         metadata={TAKES_WHAT_IS_THERE: True} if spec.data.upstream else None,
         io_manager_key=STORE,
         required_resource_keys={STORE},
-        description=f"The rows of `{spec.data.uri}` as they came, with a type for every column.",
+        description=(
+            f"The rows of `{redacted(spec.data.uri)}` as they came, with a type for every column."
+        ),
         owners=spec.owners,
         kinds={"pandas", "parquet"},
         check_specs=[

@@ -17,10 +17,13 @@ from mlops_assets.dagster_internals.steps import with_op_tags
 from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import source_seen
+from mlops_assets.wording import redacted
 
 
 def build_source(spec: PipelineSpec) -> AssetsDefinition:
     """Return the observable source of a pipeline; its data version is the content's identity."""
+
+    uri = redacted(spec.data.uri)
 
     def observe(context: AssetExecutionContext) -> ObserveResult:
         with explained():
@@ -37,10 +40,10 @@ def build_source(spec: PipelineSpec) -> AssetsDefinition:
             specs=[
                 AssetSpec(
                     key_of(spec, "source"),
-                    description=f"The data at `{spec.data.uri}`, owned outside of this project.",
+                    description=f"The data at `{uri}`, owned outside of this project.",
                     owners=spec.owners,
                     kinds={"source"},
-                    metadata={"uri": spec.data.uri},
+                    metadata={"uri": uri},
                 )
             ],
         )

@@ -29,7 +29,7 @@ from mlops_assets.automation.schedules import REASON
 from mlops_assets.automation.staleness import UndecidedError
 from mlops_assets.dagster_internals.automation import Lineage
 from mlops_assets.errors import UserError
-from mlops_assets.wording import listed
+from mlops_assets.wording import listed, redacted
 
 if TYPE_CHECKING:
     from dagster import UnresolvedAssetJobDefinition
@@ -64,7 +64,7 @@ class DaysToScore(NamedTuple):
             "without finished files": self.without_files,
         }
         lines = [f"{what}: {listed(reversed(days))}" for what, days in groups.items() if days]
-        return "\n".join(lines) or f"no finished file matches {uri} for any day so far"
+        return "\n".join(lines) or f"no finished file matches {redacted(uri)} for any day so far"
 
 
 def days_to_score(

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from mlops_assets.errors import DataError
 from mlops_assets.spec import DataSpec
-from mlops_assets.wording import nearest
+from mlops_assets.wording import nearest, redacted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -166,11 +166,14 @@ def _digest(path: Path, *_: int) -> str:
 def _find_remote(uri: str, options: dict[str, str]) -> list[SourceFile]:
     with mendable(uri):
         system, location = file_system(uri, options)
-        # a URL may have a ? of its own, and HTTP cannot list
-        is_glob = bool(_GLOB.search(location)) and not uri.startswith("http")
+        if uri.startswith("http"):
+            # has no listing; what follows a ? may be secret, and is no part of the name
+            part = location.partition("?")[0].rpartition("/")[2]
+            return [_remote_file(system, uri, location, part)]
+        is_glob = bool(_GLOB.search(location))
         paths = sorted(str(path) for path in system.glob(location)) if is_glob else [location]
     if not paths:
-        raise DataError(f"data.uri: no file matches {uri}")
+        raise DataError(f"data.uri: no file matches {redacted(uri)}")
     root = _GLOB.split(location)[0].rpartition("/")[0] if is_glob else location.rpartition("/")[0]
     return [_remote_file(system, uri, path, path.removeprefix(root + "/")) for path in paths]
 
@@ -188,10 +191,10 @@ def file_system(
         try:
             system, location = fsspec.core.url_to_fs(uri)
         except (ValueError, ImportError) as error:
-            raise DataError(f"{field}: {uri} cannot be opened: {error}") from error
+            raise DataError(f"{field}: {redacted(uri)} cannot be opened: {error}") from error
         return system, location
     if not urlsplit(uri).netloc:
-        raise DataError(f"{field}: {uri} names no bucket or host after {scheme}://")
+        raise DataError(f"{field}: {redacted(uri)} names no bucket or host after {scheme}://")
     from obstore.fsspec import FsspecStore
 
     # typed by an overload for each protocol
@@ -215,7 +218,7 @@ def connection(scheme: str, options: dict[str, str]) -> dict[str, Any]:
 
 
 def _remote_file(system: AbstractFileSystem, uri: str, path: str, part: str) -> SourceFile:
-    name = f"{urlsplit(uri).scheme}://{path.partition('://')[2] or path.lstrip('/')}"
+    name = redacted(f"{urlsplit(uri).scheme}://{path.partition('://')[2] or path.lstrip('/')}")
 
     def content() -> bytes:
         with mendable(name):
@@ -233,7 +236,30 @@ def _remote_file(system: AbstractFileSystem, uri: str, path: str, part: str) -> 
 
 @contextmanager
 def mendable(name: str, field: str = "data.uri") -> Iterator[None]:
-    """Turn what a person must mend into a DataError; what may pass by itself stays as it is."""
+    """Turn what a person must mend into a DataError; what may pass by itself stays as it is.
+
+    Both without the secrets of URLs: where one is quoted, the errors behind it are left out.
+    """
+    try:
+        with _explained(redacted(name), field):
+            yield
+    except Exception as error:
+        if not _quotes_a_secret(error):
+            raise
+        kind = type(error) if isinstance(error, DataError) else OSError
+        raise kind(redacted(str(error))) from None
+
+
+def _quotes_a_secret(error: BaseException | None) -> bool:
+    while error is not None:
+        if redacted(str(error)) != str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _explained(name: str, field: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

@@ -31,6 +31,7 @@ from mlops_assets.ml.files import (
     file_system,
     mendable,
 )
+from mlops_assets.wording import redacted
 
 QUIET_SECONDS = 10.0
 """How long the local files of a day must have been left alone for automation to act on them."""
@@ -93,8 +94,8 @@ def days(
     """
     if uri.startswith("http"):
         raise DataError(
-            f"{_FIELD}: {uri} cannot be listed, so that nobody knows which days have files; score "
-            "its days one by one, or take a folder or a bucket"
+            f"{_FIELD}: {redacted(uri)} cannot be listed, so that nobody knows which days have "
+            "files; score its days one by one, or take a folder or a bucket"
         )
     by_day: dict[str, list[InboxFile]] = defaultdict(list)
     for day, file in _files(uri, folder, dict(options or {}), None):
@@ -121,7 +122,8 @@ def files_of_day(
     """
     found = [file for _, file in _files(uri, folder, dict(options or {}), day)]
     if not found:
-        raise NoFilesError(f"{_FIELD}: no file matches {uri.replace(_DATE, day)} for {day}")
+        where = redacted(uri.replace(_DATE, day))
+        raise NoFilesError(f"{_FIELD}: no file matches {where} for {day}")
     return sorted(found, key=lambda file: file.part)
 
 
@@ -153,6 +155,8 @@ def _files(
             if match is None or _is_hidden(file.part, visible):
                 continue
             if match["day"] == day or (day is None and _is_day(match["day"])):
+                if uri.startswith("http"):  # what follows a ? may be secret, and names no file
+                    file = file._replace(part=file.part.partition("?")[0])
                 yield match["day"], file
 
 
@@ -248,4 +252,4 @@ def _others(root: str, pattern: str, options: dict[str, str]) -> Iterator[InboxF
             tag = " ".join(str(mark) for mark in (facts.get("size"), *marks[:1]))
             name = path if "://" in path else f"{urlsplit(root).scheme}://{path.lstrip('/')}"
             part = path.removeprefix(start)
-            yield InboxFile(name, part, tag, 0.0, partial(system.open, path, "rb"))
+            yield InboxFile(redacted(name), part, tag, 0.0, partial(system.open, path, "rb"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlops_assets.ml.model import TrainedModel
 from mlops_assets.spec import PipelineSpec, SplitSpec
+from mlops_assets.wording import redacted
 
 _TOP_COLUMNS = 10
 
@@ -35,8 +36,8 @@ def model_card(spec: PipelineSpec, model: TrainedModel, evaluation: Mapping[str,
         f"`{spec.model.estimator}` with {_parameters(_params(spec, model))}; features: "
         f"`{spec.model.features}`.",
         "## Data",
-        f"`{spec.data.uri}`: {model.train_rows:,} rows and {len(model.features)} columns to learn "
-        f"from, {evaluation['rows']:,} rows to be judged on. {_division(spec.split)}",
+        f"`{redacted(spec.data.uri)}`: {model.train_rows:,} rows and {len(model.features)} columns "
+        f"to learn from, {evaluation['rows']:,} rows to be judged on. {_division(spec.split)}",
         "## Metrics on the test set",
         _table(("metric", "value"), _rounded(evaluation["metrics"].items())),
         *_gates(spec, evaluation["metrics"]),

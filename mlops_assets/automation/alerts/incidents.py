@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlops_assets.wording import first_line, listed
+from mlops_assets.wording import first_line, listed, redacted
 
 if TYPE_CHECKING:
     from dagster import (
@@ -124,9 +123,8 @@ when only failed runs are looked back for."""
 
 def shown(details: str) -> str:
     """Return the first lines of an error, without the passwords and signatures of URLs in it."""
-    text = re.sub(r"://[^/\s]+@", "://…@", details)
-    text = re.sub(r"(://[^\s?]+\?)[^\s'\"]+", r"\1…", text)
-    text = text.encode(errors="replace").decode()  # no channel takes half a character
+    # no channel takes half a character
+    text = redacted(details).encode(errors="replace").decode()
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     more = [f"… {len(lines) - LINES} more lines"] if len(lines) > LINES else []
     kept = [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines[:LINES]]
