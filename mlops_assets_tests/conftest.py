@@ -40,6 +40,13 @@ def _empty_tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return database
 
 
+def instance_of(home: Path) -> DagsterInstance:
+    """Open the instance of a process that has this `DAGSTER_HOME`."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_HOME", str(home))
+        return DagsterInstance.get()
+
+
 @dataclass
 class Project:
     """A folder with pipeline files, and everything that running them needs."""

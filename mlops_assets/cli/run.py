@@ -21,6 +21,7 @@ from mlops_assets.cli.outcome import add_result
 from mlops_assets.cli.planning import Project, dagster_home
 from mlops_assets.cli.progress import progress_logger
 from mlops_assets.dagster_internals.database import Recorded
+from mlops_assets.dagster_internals.sqlite_storage import instance_in
 from mlops_assets.definitions import defs
 from mlops_assets.plan import PipelinePlan
 from mlops_assets.settings import local_state, project_folder
@@ -103,4 +104,4 @@ def local_instance() -> DagsterInstance:
         os.environ["DAGSTER_HOME"] = str(home)
     # Two processes that create the same database at once leave one that neither can use.
     with FileLock(home / "created.lock"):
-        return DagsterInstance.get()
+        return instance_in(home)

@@ -17,6 +17,15 @@ from typing import Any, NamedTuple
 FINGERPRINT = "mlops/fingerprint"
 """Metadata of a materialisation: what it was computed from."""
 
+_SQLITE = {
+    "custom": {
+        "module": "mlops_assets.dagster_internals.sqlite_storage",
+        "class": "SqliteStorage",
+        "config": {"base_dir": {"env": "DAGSTER_HOME"}},
+    }
+}
+"""The `storage` of the shipped `dagster.yaml`, which keeps the files where Dagster does."""
+
 _VERSION, _CODE = "dagster/data_version", "dagster/code_version"
 _INPUT = "dagster/input_data_version/"
 
@@ -106,7 +115,8 @@ def _stores_elsewhere(home: Path) -> bool:
     except yaml.YAMLError:  # Dagster will say so
         return True
     return not isinstance(fields, dict) or any(
-        "storage" in name and name != "local_artifact_storage" for name in fields
+        "storage" in name and name != "local_artifact_storage" and storage != _SQLITE
+        for name, storage in fields.items()
     )
 
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult, build_schedule_context
+from dagster import AssetKey, ExecuteInProcessResult, build_schedule_context
 
 from mlops_assets.assets.command import WAITS
 from mlops_assets.automation.staleness import recorded_in
@@ -30,7 +30,7 @@ from mlops_assets.plan import PipelinePlan, plan_pipelines
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.store.memo import Outside
 from mlops_assets.store.reuse import MEMOIZED
-from mlops_assets_tests.conftest import CUSTOMERS, Project, write_customers
+from mlops_assets_tests.conftest import CUSTOMERS, Project, instance_of, write_customers
 
 MLOPS = str(Path(sys.executable).with_name("mlops"))
 
@@ -493,7 +493,7 @@ def test_what_a_command_writes_is_in_the_log_of_its_step_and_in_its_compute_logs
     process = subprocess.Popen(
         [MLOPS, "run"], env=project.environment(home), stdout=subprocess.PIPE, text=True
     )
-    with DagsterInstance.from_config(str(home)) as instance:
+    with instance_of(home) as instance:
         until = time.monotonic() + 60
         while True:
             runs = instance.get_run_ids()

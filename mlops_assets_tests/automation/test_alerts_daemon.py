@@ -16,7 +16,7 @@ from dagster._core.events import DagsterEvent, StepMaterializationData
 
 from mlops_assets_tests.automation.channels import Webhook
 from mlops_assets_tests.automation.conftest import ROOT, StartDaemon, ticks
-from mlops_assets_tests.conftest import Project
+from mlops_assets_tests.conftest import Project, instance_of
 
 pytestmark = pytest.mark.daemon
 
@@ -45,7 +45,7 @@ def made_long_ago(instance: DagsterInstance, name: str) -> None:
 def test_a_killed_worker_and_an_overdue_asset_are_told_once(
     customers: Project, home: Path, daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Webhook() as webhook, DagsterInstance.from_config(str(home)) as instance:
+    with Webhook() as webhook, instance_of(home) as instance:
         monkeypatch.setenv("MLOPS_ALERT_URLS", webhook.url)
         daemon("alerts_code_location")
         deadline = time.monotonic() + 60 * MINUTES

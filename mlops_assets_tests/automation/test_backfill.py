@@ -17,7 +17,7 @@ import pytest
 from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
-from mlops_assets_tests.conftest import CUSTOMERS, Project, train_once
+from mlops_assets_tests.conftest import CUSTOMERS, Project, instance_of, train_once
 from mlops_assets_tests.servers import stop_group
 
 pytestmark = pytest.mark.daemon
@@ -80,7 +80,7 @@ def test_a_backfill_survives_that_everything_is_killed_and_a_bad_file_fails_only
         path.parent.mkdir(parents=True)
         path.write_text("age\n1\n" if day == BAD else f"age,plan\n{20 + number},basic\n")
 
-    with DagsterInstance.from_config(str(home)) as instance:
+    with instance_of(home) as instance:
         customers.instance = instance
         train_once(customers, trained_store)
         backfill = _backfill(customers)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import AssetKey, DagsterRunStatus, RunsFilter
 from dagster._core.definitions.freshness import FreshnessState
 from dagster._core.scheduler.instigation import TickStatus
 
 from mlops_assets_tests.automation.conftest import StartDaemon, ticks
-from mlops_assets_tests.conftest import DUMMY, Project, write_customers
+from mlops_assets_tests.conftest import DUMMY, Project, instance_of, write_customers
 
 pytestmark = pytest.mark.daemon
 
@@ -24,7 +24,7 @@ def test_the_daemon_launches_what_is_stale_once_and_skips_what_is_fresh(
     customers: Project, home: Path, daemon: StartDaemon
 ) -> None:
     customers.add("customers", DUMMY + "train: {schedule: '* * * * *'}\n")
-    with DagsterInstance.from_config(str(home)) as instance:
+    with instance_of(home) as instance:
         customers.instance = instance
         assert customers.train("customers").success
         daemon("code_location")
@@ -73,7 +73,7 @@ def test_the_daemon_launches_one_run_for_each_change_of_the_data(
             assert time.monotonic() < deadline, (customers.folder / "daemon.log").read_text()
             time.sleep(0.5)
 
-    with DagsterInstance.from_config(str(home)) as instance:
+    with instance_of(home) as instance:
 
         def succeeded() -> int:
             launched = RunsFilter(tags={"dagster/sensor_name": "customers_new_data_sensor"})

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterInstance
+from dagster import AssetKey
 
 from mlops_assets_tests.cli.test_run import finish, mlops, start, summary
-from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_customers
+from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, instance_of, write_customers
 
 ASSETS = ["raw", "train", "test", "model", "metrics", "champion"]
 ALL = [f"customers/{name}" for name in ASSETS]
@@ -96,7 +96,7 @@ def test_going_back_reuses_and_tells_this_instance(customers: Project) -> None:
 
     assert "customers/model" in report["reused"]
     assert report["metrics"] == first["metrics"]
-    with DagsterInstance.from_config(str(customers.folder / "dagster")) as instance:
+    with instance_of(customers.folder / "dagster") as instance:
         event = instance.get_latest_materialization_event(AssetKey(["customers", "model"]))
         assert event is not None
         assert event.asset_materialization is not None

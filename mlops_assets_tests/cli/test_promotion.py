@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from dagster import AssetKey, DagsterInstance
+from dagster import AssetKey
 from mlflow import MlflowClient
 
 from mlops_assets.cli import main
 from mlops_assets.store.champions import Champion, Champions
 from mlops_assets.tracking import MODEL_VERSION, STATUS
 from mlops_assets_tests.cli.test_run import MLOPS, finish, start
-from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_customers
+from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, instance_of, write_customers
 
 running = import_module("mlops_assets.cli.run")  # the package has a command of that name
 
@@ -143,7 +143,7 @@ class _desk:
         home = folder / "dagster"
         home.mkdir(exist_ok=True)
         (home / "dagster.yaml").touch()
-        self._instance = DagsterInstance.from_config(str(home))
+        self._instance = instance_of(home)
         project = Project(folder, self._instance)
         for name, value in project.environment(home).items():
             patch.setenv(name, value)
@@ -397,7 +397,7 @@ def test_an_instance_that_has_trained_nothing_is_told_of_the_champion_alone(
     assert "has not trained customers" in report["warnings"][0]
     assert desk.champion == versions[1]
     assert desk.aliases()["champion"] == versions[1]
-    with DagsterInstance.from_config(str(home)) as elsewhere:
+    with instance_of(home) as elsewhere:
         event = elsewhere.get_latest_materialization_event(AssetKey(["customers", "champion"]))
         assert event is not None
         assert event.asset_materialization is not None

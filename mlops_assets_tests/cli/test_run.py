@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterInstance
+from dagster import AssetKey
 
-from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, write_customers
+from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project, instance_of, write_customers
 
 MLOPS = str(Path(sys.executable).with_name("mlops"))
 
@@ -62,7 +62,7 @@ def test_run_materialises_every_pipeline_and_says_what_came_out(customers: Proje
     assert "champion  new" in done.stdout
     assert "customers/raw, 120 rows" in done.stderr
     assert "Traceback" not in done.stderr
-    with DagsterInstance.from_config(str(customers.folder / "dagster")) as instance:
+    with instance_of(customers.folder / "dagster") as instance:
         run = instance.get_run_by_id(report["run_id"])
         assert run is not None
         assert run.is_success

@@ -20,6 +20,7 @@ from mlops_assets.automation.staleness import recorded_in as recorded_by_dagster
 from mlops_assets.dagster_internals.database import recorded_in
 from mlops_assets.store.io_manager import StoreIOManager
 
+ROOT = Path(__file__).parents[2]
 ASSETS = ["up", "down", "never"]
 
 
@@ -109,6 +110,14 @@ def test_an_instance_that_stores_elsewhere_or_is_unreadable_is_not_known(
     (home / "dagster.yaml").write_text(configuration)
 
     assert recorded_in(home, ASSETS) is None
+
+
+def test_the_instance_of_the_shipped_configuration_is_known(
+    home: Path, instance: DagsterInstance
+) -> None:
+    (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+
+    assert set(recorded_in(home, ASSETS) or ()) == {"up", "down"}
 
 
 def test_a_database_that_is_none_is_not_known(home: Path) -> None:

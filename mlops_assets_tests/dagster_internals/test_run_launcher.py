@@ -13,6 +13,7 @@ from dagster._core.launcher.base import WorkerStatus
 from dagster._core.launcher.default_run_launcher import GRPC_INFO_TAG
 
 from mlops_assets.dagster_internals.run_launcher import WatchedRunLauncher
+from mlops_assets_tests.conftest import instance_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def run_of(instance: DagsterInstance, **tags: str) -> DagsterRun:
 
 def test_the_shipped_instance_asks_whether_a_run_is_gone(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
-    with DagsterInstance.from_config(str(tmp_path)) as instance:
+    with instance_of(tmp_path) as instance:
         launcher = instance.run_launcher
         assert isinstance(launcher, WatchedRunLauncher)
         assert launcher.supports_check_run_worker_health

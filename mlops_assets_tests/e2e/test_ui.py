@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterInstance
+from dagster import AssetKey
 from playwright.sync_api import Page, expect, sync_playwright
 
-from mlops_assets_tests.conftest import CUSTOMERS, Project
+from mlops_assets_tests.conftest import CUSTOMERS, Project, instance_of
 from mlops_assets_tests.servers import free_port, stop_group, wait_for
 
 pytestmark = pytest.mark.browser
@@ -86,7 +86,7 @@ def test_a_pipeline_is_seen_run_reused_and_judged_in_the_ui(
 
     page.get_by_role("button", name="Materialize all").click()
     champion = AssetKey(["customers", "champion"])
-    with DagsterInstance.from_config(str(customers.folder / "dagster")) as instance:
+    with instance_of(customers.folder / "dagster") as instance:
         deadline = time.monotonic() + RUN / 1000
         while instance.get_latest_materialization_event(champion) is None:
             assert time.monotonic() < deadline, (customers.folder / "dev.log").read_text()
@@ -95,7 +95,7 @@ def test_a_pipeline_is_seen_run_reused_and_judged_in_the_ui(
 
     page.goto(f"{ui}/locations/mlops_assets/asset-groups/customers/lineage")
     page.get_by_role("button", name="Materialize all").click()
-    with DagsterInstance.from_config(str(customers.folder / "dagster")) as instance:
+    with instance_of(customers.folder / "dagster") as instance:
         while len(runs := instance.get_runs()) < 2 or not all(run.is_finished for run in runs):
             assert time.monotonic() < deadline, (customers.folder / "dev.log").read_text()
             time.sleep(1)

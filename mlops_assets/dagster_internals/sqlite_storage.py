@@ -1,0 +1,326 @@
+"""Dagster's sqlite storage with its connections kept open, for the instance on one machine.
+
+Dagster's own makes an engine and a connection for every transaction, and whenever the last one to a
+database is closed, sqlite writes its log back and syncs it: more than half of what a small step
+took. The files are the same, and both storages can work on them at once. `dagster.yaml` names this
+one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from dagster import DagsterInstance
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
+    INDEX_SHARD_NAME,
+    SqliteEventLogStorage,
+    SqliteEventLogStorageWatchdog,
+)
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
+from dagster._core.storage.sqlite_storage import (
+    DagsterSqliteStorage,
+    _event_logs_directory,
+    _runs_directory,
+    _schedule_directory,
+)
+from sqlalchemy import create_engine, event
+from watchdog.observers import Observer
+
+if TYPE_CHECKING:
+    from dagster import EventLogEntry
+    from dagster._core.event_api import EventHandlerFn
+    from dagster._serdes import ConfigurableClassData
+    from sqlalchemy import Connection, Engine
+    from watchdog.events import FileSystemEvent
+
+_MOST_RUNS = 16  # whose logs are kept open, of the many that a webserver looks into
+
+# Dagster tells what a run intends to make in batches of this size. It matters to this storage only.
+os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
+
+
+def instance_in(home: Path) -> DagsterInstance:
+    """Open the instance of a Dagster home; one without a configuration gets this storage."""
+    if (home / "dagster.yaml").exists():
+        return DagsterInstance.from_config(str(home))
+    storage = {
+        "module": SqliteStorage.__module__,
+        "class": SqliteStorage.__name__,
+        "config": {"base_dir": str(home)},
+    }
+    ref = InstanceRef.from_dir(str(home), overrides={"storage": {"custom": storage}})
+    return DagsterInstance.from_ref(ref)
+
+
+def together(instance: DagsterInstance) -> AbstractContextManager[None]:
+    """Commit all events that are told in the block at once, or none if it raises.
+
+    For work that is over in milliseconds: nobody else can write to the instance meanwhile. Other
+    storages than this one commit every event by itself.
+    """
+    storage = instance.event_log_storage
+    return storage.together() if isinstance(storage, _EventLogStorage) else nullcontext()
+
+
+class SqliteStorage(DagsterSqliteStorage):
+    """The storage of an instance on one machine, in the files of `DagsterSqliteStorage`."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        """Open the databases below a folder, which are made if they are not there."""
+        super(DagsterSqliteStorage, self).__init__()  # type: ignore[no-untyped-call]
+        self.base_dir = base_dir
+        self._run_storage = _RunStorage.from_local(_runs_directory(base_dir))
+        self._event_log_storage = _EventLogStorage(_event_logs_directory(base_dir))
+        self._schedule_storage = _ScheduleStorage.from_local(_schedule_directory(base_dir))
+        self._inst_data = inst_data
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Any
+    ) -> SqliteStorage:
+        """See `dagster._serdes.ConfigurableClass`."""
+        return cls.from_local(inst_data=inst_data, **config_value)
+
+
+class _Database:
+    """A database whose connections are kept for as long as its file is the same."""
+
+    def __init__(self, url: str, prepare: Callable[[], None] = lambda: None) -> None:
+        self._url = url
+        self._path = Path(url.removeprefix("sqlite:///"))
+        self._prepare = prepare
+        self._engine: Engine | None = None
+        self._opened: tuple[int, int] | None = None
+
+    def begin(self) -> AbstractContextManager[Connection]:
+        """Begin a transaction, which is committed with the block, or rolled back if it raises."""
+        if self._engine is None or self._opened != self._identity():
+            self.close()
+            self._prepare()
+            self._engine = _engine(self._url)
+            with self._engine.connect():
+                self._opened = self._identity()
+        return self._engine.begin()
+
+    def close(self) -> None:
+        if self._engine is not None:
+            # What a process has inherited by a fork is not its own to close.
+            self._engine.dispose(close=self._opened is None or self._opened[0] == os.getpid())
+        self._engine = None
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            return os.getpid(), self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+    event.listen(engine, "connect", _relax)
+    return engine
+
+
+def _relax(connection: sqlite3.Connection, _: object) -> None:
+    """Let no commit wait for the disk: with its write-ahead log the database stays whole anyhow.
+
+    A power cut can take the last events that were told. What they told of is in the store, which
+    does wait, and the next run finds it there.
+    """
+    connection.execute("PRAGMA synchronous=NORMAL").close()
+
+
+def _is_complete(path: str) -> bool:
+    """Say whether Dagster has finished making a database: its revision is what it writes last."""
+    if not os.path.exists(path):
+        return False
+    with closing(sqlite3.connect(path, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)) as connection:
+        try:
+            return bool(connection.execute("SELECT count(*) FROM alembic_version").fetchone()[0])
+        except sqlite3.OperationalError:  # no such table
+            return False
+
+
+class _RunStorage(SqliteRunStorage):
+    def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(conn_string, inst_data)
+        self._database = _Database(conn_string)
+
+    @classmethod
+    def from_local(
+        cls, base_dir: str, inst_data: ConfigurableClassData | None = None
+    ) -> _RunStorage:
+        if _is_complete(os.path.join(base_dir, "runs.db")):
+            return cls(create_db_conn_string(base_dir, "runs"), inst_data)
+        return super().from_local(base_dir, inst_data)
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self._database.begin() as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        self._database.close()
+
+
+class _ScheduleStorage(SqliteScheduleStorage):
+    def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(conn_string, inst_data)
+        self._database = _Database(conn_string)
+
+    @classmethod
+    def from_local(
+        cls, base_dir: str, inst_data: ConfigurableClassData | None = None
+    ) -> SqliteScheduleStorage:
+        if _is_complete(os.path.join(base_dir, "schedules.db")):
+            return cls(create_db_conn_string(base_dir, "schedules"), inst_data)
+        return super().from_local(base_dir, inst_data)
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self._database.begin() as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        self._database.close()
+
+
+class _EventLogStorage(SqliteEventLogStorage):
+    """A database for each run, and one, the index, for what is asked across runs."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._turn = RLock()
+        self._databases: dict[str, _Database] = {}  # the least recently used one first
+        self._begun: dict[str, Connection] = {}  # transactions of the thread whose turn it is
+        self._block: ExitStack | None = None
+        self._tables: set[str] = set()
+        self._columns: set[str] = set()
+        super().__init__(base_dir, inst_data)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._turn, ExitStack() as block:
+            if self._block is not None:
+                yield
+                return
+            self._block = block
+            try:
+                yield
+            finally:
+                self._block = None
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        with self.together():
+            super().store_event_batch(events)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        with self.together():
+            super().store_event(event)
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        with self._turn, ExitStack() as alone:
+            if shard not in self._begun:
+                (self._block or alone).enter_context(self._transaction(shard))
+            yield self._begun[shard]
+
+    @contextmanager
+    def _transaction(self, shard: str) -> Iterator[None]:
+        with self._database(shard).begin() as connection:
+            self._begun[shard] = connection
+            try:
+                yield
+            finally:
+                del self._begun[shard]
+
+    def _database(self, shard: str) -> _Database:
+        database = self._databases.pop(shard, None) or _Database(
+            self.conn_string_for_shard(shard), lambda: self._prepare(shard)
+        )
+        for other in [name for name in self._databases if name not in self._begun][:-_MOST_RUNS]:
+            self._databases.pop(other).close()
+        self._databases[shard] = database
+        return database
+
+    def _prepare(self, shard: str) -> None:
+        path, index = self.path_for_shard(shard), self.path_for_shard(INDEX_SHARD_NAME)
+        if _is_complete(path):
+            return
+        if shard != INDEX_SHARD_NAME and _is_complete(index):
+            _copy_schema(index, path)
+            return
+        engine = _engine(self.conn_string_for_shard(shard))
+        self._initdb(engine, for_index_shard=shard == INDEX_SHARD_NAME)
+        engine.dispose()
+
+    def has_table(self, table_name: str) -> bool:
+        if table_name not in self._tables and super().has_table(table_name):
+            self._tables.add(table_name)
+        return table_name in self._tables
+
+    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
+        if column_name not in self._columns and super()._has_asset_key_col_on_connection(
+            conn, column_name
+        ):
+            self._columns.add(column_name)
+        return column_name in self._columns
+
+    def watch(self, run_id: str, cursor: str | None, callback: EventHandlerFn) -> None:
+        observer: Any = self._obs
+        if observer is None:
+            observer = self._obs = Observer()  # type: ignore[assignment]
+            observer.start()
+        watchdog = _Watchdog(self, run_id, callback, cursor)
+        watched = observer.schedule(watchdog, self._base_dir, recursive=True)
+        self._watchers[run_id][callback] = (watchdog, watched)
+
+    def dispose(self) -> None:
+        super().dispose()
+        with self._turn:
+            for database in self._databases.values():
+                database.close()
+            self._databases.clear()
+
+
+class _Watchdog(SqliteEventLogStorageWatchdog):
+    """Looks at what a run has told also when it is in the write-ahead log only."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._patterns = [self._log_path, f"{self._log_path}-wal"]
+
+    def on_modified(self, event: FileSystemEvent) -> None:
+        self._process_log()
+
+
+def _copy_schema(source: str, path: str) -> None:
+    """Make the tables of one event log in another, as Dagster would but in one transaction."""
+    with closing(sqlite3.connect(source, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)) as connection:
+        statements = [
+            sql
+            for (sql,) in connection.execute(
+                "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+                " ORDER BY type DESC"  # tables before indexes
+            )
+        ]
+        [[revision]] = connection.execute("SELECT version_num FROM alembic_version")
+    with closing(
+        sqlite3.connect(path, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    ) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("BEGIN IMMEDIATE")
+        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute("INSERT INTO alembic_version VALUES (?)", [revision])
+        connection.execute("COMMIT")
