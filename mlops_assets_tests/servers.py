@@ -22,9 +22,9 @@ def free_port() -> int:
     return port
 
 
-def wait_for(port: int) -> None:
-    """Return when somebody listens on a port; fail after a minute."""
-    deadline = time.monotonic() + 60
+def wait_for(port: int, seconds: float = 60) -> None:
+    """Return when somebody listens on a port; fail when nobody does in time."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mlops_assets.errors import DataError
+from mlops_assets.memory import limit, too_much
 from mlops_assets.ml.files import BUNDLED, SourceFile
-from mlops_assets.wording import listed
+from mlops_assets.wording import listed, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +31,7 @@ MISSING_IN_CSV = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
+_PART = 1024 * 1024  # bytes
 _FOREIGN_CONTENT = {
     b"PAR1": "a Parquet file",
     b"PK\x03\x04": "a zip archive (an Excel workbook is one, too)",
@@ -166,11 +168,25 @@ def _content(file: SourceFile) -> bytes:
     _, *compression = suffixes(file.name)
     if compression:
         try:
-            content = gzip.decompress(content)
+            content = _decompressed(content, file.name)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file.name} is not a complete gzip file: {error}") from error
     require_own_content(content, file.name)
     return content
+
+
+def _decompressed(content: bytes, name: str) -> bytes:
+    most = limit() // 2  # as much again is for the table that is made of it
+    parts, total = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while part := file.read(_PART):
+            parts.append(part)
+            if (total := total + len(part)) > most:
+                raise DataError(
+                    f"{name} holds more than {size(most)}, which is half of the memory that is "
+                    "allowed here: divide it, or use Parquet"
+                )
+    return b"".join(parts)
 
 
 def require_own_content(content: bytes, name: str) -> None:
@@ -323,7 +339,10 @@ def _parse_parquet(content: bytes, name: str) -> pa.Table:
 
     try:
         # Not read_table: with pyarrow 25 it can abort the process at exit.
-        table = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False).read()
+        file = parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+        if why := too_much(file.schema_arrow, file.metadata.num_rows):
+            raise DataError(f"{name} cannot be read: {why}")
+        table = file.read()
         table.validate(full=True)  # reading alone takes any bytes for text
         require_distinct(table.column_names, name)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from mlops_assets.errors import StoreError
+from mlops_assets.memory import too_much
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,8 @@ class ParquetCodec:
             if as_ == "batches":
                 batches = (batch.cast(schema) for batch in parquet.iter_batches())
                 return pa.RecordBatchReader.from_batches(schema, batches)
+            if why := too_much(schema, parquet.metadata.num_rows):
+                raise StoreError(f"cannot be read as a whole: {why}")
             table = parquet.read().cast(schema)
             return table if as_ == "table" else _to_pandas(table)
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:

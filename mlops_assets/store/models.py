@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -110,13 +111,36 @@ def _check_size(file: Path | IO[bytes]) -> None:
     """Refuse zip bombs before anything is inflated."""
     from zipfile import ZipFile
 
+    # of the whole file: members may lie over each other, so that their sizes add up to anything
+    packed = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
     with ZipFile(file) as archive:
         members = archive.infolist()
-    packed = sum(member.compress_size for member in members)
-    unpacked = sum(member.file_size for member in members)
-    if len(members) > _MOST_MEMBERS or unpacked > _MOST_INFLATION * packed + _FREE_INFLATION:
+        _require_size(packed, sum(member.file_size for member in members), len(members))
+        _require_size(packed, sum(_sizes_of_parts(archive)), len(members))
+
+
+def _sizes_of_parts(archive: ZipFile) -> Iterator[int]:
+    """Sizes of what objects are made of: a member counts for each, and so does a zip inside it."""
+    from zipfile import ZipFile
+
+    parts: list[tuple[str, object]] = []
+
+    def note(state: dict[str, Any]) -> None:
+        if isinstance(state.get("file"), str):
+            parts.append((state["file"], state.get("__loader__")))
+
+    json.loads(archive.read(_SCHEMA), object_hook=note)
+    for name, loader in parts:
+        yield archive.getinfo(name).file_size
+        if loader == "SparseMatrixNode":
+            with ZipFile(io.BytesIO(archive.read(name))) as arrays:
+                yield sum(member.file_size for member in arrays.infolist())
+
+
+def _require_size(packed: int, unpacked: int, members: int) -> None:
+    if members > _MOST_MEMBERS or unpacked > _MOST_INFLATION * packed + _FREE_INFLATION:
         raise StoreError(
-            f"the model would inflate from {packed} to {unpacked} bytes in {len(members)} members; "
+            f"the model would inflate from {packed} to {unpacked} bytes in {members} members; "
             f"at most {_MOST_INFLATION} times the size and {_MOST_MEMBERS} members are read"
         )
 
