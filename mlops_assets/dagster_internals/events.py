@@ -1,4 +1,4 @@
-"""What alerts need of Dagster beyond its public interface: the events of all runs, in their order.
+"""What alerts need of Dagster beyond its public interface: the events of all runs, and a memory.
 
 Which of them somebody should hear of is `mlops_assets.automation.alerts`.
 """
@@ -37,6 +37,16 @@ def events_after(
     return instance.event_log_storage.get_logs_for_all_runs_by_log_id(
         after_cursor=event, dagster_event_type=event_type, limit=limit
     )
+
+
+def remembered(instance: DagsterInstance, name: str) -> str | None:
+    """Return what was remembered in an instance under a name; None if there is nothing."""
+    return instance.daemon_cursor_storage.get_cursor_values({name}).get(name)
+
+
+def remember(instance: DagsterInstance, name: str, text: str) -> None:
+    """Remember a text in an instance, for every process that uses it."""
+    instance.daemon_cursor_storage.set_cursor_values({name: text})
 
 
 def overdue(entry: EventLogEntry) -> AssetKey | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlops_assets_tests.faults.sites import Sites
 from mlops_assets_tests.faults.trials import Trials
+from mlops_assets_tests.faults.warm import Warm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,3 +21,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def trials(record_property: Callable[[str, object], None]) -> Trials:
     return Trials(record_property)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    started = Warm()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def sites(warm: Warm, _empty_tracking_database: Path) -> Iterator[Sites]:
+    made = Sites(warm, _empty_tracking_database)
+    yield made
+    made.delete()

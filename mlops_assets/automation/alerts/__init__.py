@@ -6,23 +6,32 @@ way `channels`.
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from tempfile import gettempdir
 
 from dagster import (
+    DagsterInstance,
     DefaultSensorStatus,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
     sensor,
 )
+from filelock import FileLock, Timeout
 
 from mlops_assets.automation.alerts.assets import champion_changes, drift, overdue_assets
 from mlops_assets.automation.alerts.channels import Channels
 from mlops_assets.automation.alerts.incidents import Look, Watch
 from mlops_assets.automation.alerts.outbox import Outbox
 from mlops_assets.automation.alerts.runs import failed_runs
+from mlops_assets.dagster_internals.events import remember, remembered
 
 INTERVAL = 30  # seconds between two ticks
+
+BUSY = "Another daemon sends the alerts of this sensor just now."
 
 SWITCHED_OFF = (
     "Switched off, because no channel is set: set MLOPS_ALERT_URLS to Apprise URLs, separated by "
@@ -82,6 +91,13 @@ def _alert_sensor(
     def alerts(context: SensorEvaluationContext) -> SensorResult:
         if not urls:
             return SensorResult(skip_reason=SWITCHED_OFF, cursor=context.cursor)
+        try:
+            with _alone(context.instance, name):
+                return tick(context)
+        except Timeout:
+            return SensorResult(skip_reason=BUSY, cursor=context.cursor)
+
+    def tick(context: SensorEvaluationContext) -> SensorResult:
         now = time.time()
         origin = context.code_location_origin
         watch = Watch(
@@ -92,7 +108,8 @@ def _alert_sensor(
             ui_url=ui_url,
             now=now,
         )
-        positions, outbox = _remembered(context)
+        memory = f"mlops/alerts/{watch.location or ''}/{name}"
+        turn, positions, outbox = _newest(context, remembered(context.instance, memory))
         incidents = []
         for what, look in looks.items():
             found, positions[what] = look(watch, positions.get(what))
@@ -102,8 +119,10 @@ def _alert_sensor(
         delivered, given_up = outbox.send(Channels(urls, context.log).deliver, now)
         for message in given_up:
             context.log.error(f"given up: {message.title!r}")
+        cursor = json.dumps({"turn": turn + 1, "after": positions, **outbox.dump()})
+        remember(context.instance, memory, cursor)
         return SensorResult(
-            cursor=json.dumps({"after": positions, **outbox.dump()}),
+            cursor=cursor,
             skip_reason=f"{delivered} sent, {len(outbox.waiting)} waiting, "
             f"{suppressed} told already, {len(given_up)} given up",
         )
@@ -111,11 +130,39 @@ def _alert_sensor(
     return alerts
 
 
-def _remembered(context: SensorEvaluationContext) -> tuple[dict[str, int], Outbox]:
+@contextmanager
+def _alone(instance: DagsterInstance, name: str) -> Iterator[None]:
+    """Let one process at a time of this machine send the alerts of a sensor.
+
+    Raises
+    ------
+    filelock.Timeout
+        Another one is at it.
+    """
+    which = sha256(f"{instance.root_directory}\n{name}".encode()).hexdigest()[:16]
+    with FileLock(Path(gettempdir(), f"mlops-alerts-{which}.lock"), timeout=0):
+        yield
+
+
+State = tuple[int, dict[str, int], Outbox]
+"""The number of ticks so far, the event after which each look goes on, and the messages."""
+
+
+def _newest(context: SensorEvaluationContext, memory: str | None) -> State:
+    """Return what the last tick of all has left.
+
+    The cursor that a daemon hands over is that of its own last tick, or an older one where two
+    daemons work at once. So every tick is remembered in the instance as soon as it has sent.
+    """
+    states = [_state(context, text) for text in (context.cursor, memory) if text]
+    return max(states, key=lambda state: state[0], default=(0, {}, Outbox()))
+
+
+def _state(context: SensorEvaluationContext, cursor: str) -> State:
     try:
-        state = json.loads(context.cursor) if context.cursor else {}
+        state = json.loads(cursor)
         after = {what: int(event) for what, event in state.get("after", {}).items()}
-        return after, Outbox.load(state)
+        return int(state.get("turn", 0)), after, Outbox.load(state)
     except (ValueError, TypeError, AttributeError):
         context.log.warning("the cursor is none of this sensor's: beginning anew")
-        return {}, Outbox()
+        return 0, {}, Outbox()
