@@ -21,6 +21,7 @@ VERSION_LENGTH = 16  # hexadecimal digits of a SHA-256, hence 64 bits: collision
 
 _KEY_PART = re.compile(r"[A-Za-z0-9_-]+")
 _VERSION = re.compile(rf"[0-9a-f]{{{VERSION_LENGTH}}}")
+_EXTENSION = re.compile(r"[a-z]+")
 _FOLDER = r"(?!\.)[A-Za-z0-9_.~%-]+"  # part of a key, or a partition
 _OBJECT = re.compile(rf"({_FOLDER}/)+(?P<version>{_VERSION.pattern})\.(?P<extension>[a-z]+)")
 _RECORD = re.compile(rf"\.[a-z]+(/{_FOLDER})+\.json")
@@ -58,11 +59,13 @@ def folder_of(key: Sequence[str], partition: str | None = None) -> str:
 
 
 def object_path(folder: str, version: str, extension: str) -> str:
-    """Path of one version; raises `StoreError` when `version` isn't 16 hexadecimal digits."""
+    """Path of one version; raises `StoreError` when it could not be the name of one."""
     if not _VERSION.fullmatch(version):
         raise StoreError(
             f"{folder}: {version!r} is no version; versions are {VERSION_LENGTH} hexadecimal digits"
         )
+    if not _EXTENSION.fullmatch(extension):
+        raise StoreError(f"{folder}: {extension!r} is no extension; extensions are lower-case letters")
     return f"{folder}/{version}.{extension}"
 
 

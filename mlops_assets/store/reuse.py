@@ -21,6 +21,7 @@ from dagster import (
     DagsterEventType,
     MetadataValue,
     Output,
+    UrlMetadataValue,
     deserialize_value,
     serialize_value,
 )
@@ -113,6 +114,20 @@ def known_by(is_known: IsKnown) -> Callable[[_Function], _Function]:
         return function
 
     return decorate
+
+
+def harmless(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Show what is no web address as text: who may write to the store may have planted a script."""
+
+    def is_address(value: UrlMetadataValue) -> bool:
+        return str(value.url).startswith(("http://", "https://"))
+
+    return {
+        name: MetadataValue.text(str(value.url))
+        if isinstance(value, UrlMetadataValue) and not is_address(value)
+        else value
+        for name, value in metadata.items()
+    }
 
 
 def nothing_to_do(step: StepExecutionContext, outside: Outside) -> Iterator[DagsterEvent] | None:
@@ -244,7 +259,7 @@ class StepComputation:
         }
         if computed.artifact is not None:
             made = deserialize_value(events["materialization"], AssetMaterialization)
-            metadata: dict[str, Any] = {**made.metadata, **about}
+            metadata: dict[str, Any] = {**harmless(made.metadata), **about}
             tags = {name: tag for name, tag in (made.tags or {}).items() if not _is_dagsters(name)}
             yield Output(computed.artifact, self.outputs[key], metadata=metadata, tags=tags)
         for text in events["checks"]:
@@ -255,7 +270,7 @@ class StepComputation:
                 passed=check.passed,
                 severity=check.severity,
                 description=check.description,
-                metadata={**check.metadata, **about},
+                metadata={**harmless(check.metadata), **about},
             )
 
     def _values(self, hits: Mapping[AssetKey, Computed]) -> dict[str, Any]:
