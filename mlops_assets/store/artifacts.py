@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ from mlops_assets.store.layout import (
 from mlops_assets.store.objects import ObjectInfo, ObjectMissingError, Upload, open_objects
 
 _CHUNK = 1024 * 1024  # bytes
+_READS = 2  # before something is called damaged: what was damaged on its way is right the next time
+_DIGEST = "sha256"  # field of a record: the beginning of the digest of all others
 
 
 class MissingArtifactError(StoreError):
@@ -123,8 +125,6 @@ class ArtifactStore:
         """
         codec = codec_of_extension(artifact.extension)
         with self._fetch(artifact) as file:
-            with file.open("rb") as content:
-                self._check_digest(artifact, hashlib.file_digest(content, "sha256").hexdigest())
             try:
                 return codec.read(file, as_)
             except StoreError as error:
@@ -206,7 +206,7 @@ class ArtifactStore:
             writer = _HashingWriter(upload)
             while chunk := content.read(_CHUNK):
                 writer.write(chunk)
-            self._check_digest(artifact, writer.digest)
+            self._check_digest(artifact, writer.digest)  # it may have changed since it was fetched
             upload.publish(target.path)
         return target
 
@@ -238,19 +238,19 @@ class ArtifactStore:
         Raises
         ------
         CorruptArtifactError
-            When it isn't a JSON object.
+            When it isn't a JSON object, or not the one that was written.
         """
-        try:
-            record = json.loads(self._objects.read(record_path(path)))
-        except ObjectMissingError:
-            return None
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise CorruptArtifactError(
-                f"{self._objects.url_of(path)} is damaged: it is no JSON object; delete it"
-            )
-        return record
+        for _ in range(_READS):
+            try:
+                content = self._objects.read(record_path(path))
+            except ObjectMissingError:
+                return None
+            with suppress(ValueError, RecursionError):
+                return _decode_record(content)
+        raise CorruptArtifactError(
+            f"{self._objects.url_of(path)} is damaged: it is not the JSON object that was written; "
+            "delete it"
+        )
 
     def list_records(self, folder: str) -> list[str]:
         """Sorted paths of the records directly in a folder such as ``.champions/churn``."""
@@ -281,18 +281,28 @@ class ArtifactStore:
 
     @contextmanager
     def _fetch(self, artifact: Artifact) -> Iterator[Path]:
-        try:
-            with self._objects.fetch(artifact.path) as file:
-                yield file
-        except ObjectMissingError as error:
-            raise self._missing(artifact.key, self.url_of(artifact)) from error
+        """Give a local file with the content of an artefact, after its digest was checked."""
+        with ExitStack() as files:
+            for left in reversed(range(_READS)):
+                try:
+                    file = files.enter_context(self._objects.fetch(artifact.path))
+                except ObjectMissingError as error:
+                    raise self._missing(artifact.key, self.url_of(artifact)) from error
+                with file.open("rb") as content:
+                    digest = hashlib.file_digest(content, "sha256").hexdigest()
+                if digest.startswith(artifact.version):
+                    break
+                if not left:
+                    self._check_digest(artifact, digest)
+                files.close()
+            yield file
 
     def _is_intact(self, path: str, size: int, version: str) -> bool:
         info = self._objects.look(path)
         if info is None or info.size != size:
             return False
         with suppress(ObjectMissingError):
-            return self._objects.digest(path).startswith(version)
+            return any(self._objects.digest(path).startswith(version) for _ in range(_READS))
         return False
 
     def _check_digest(self, artifact: Artifact, digest: str) -> None:
@@ -336,6 +346,23 @@ def _remedy(key: Sequence[str]) -> str:
 
 def _encode_record(record: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(record, sort_keys=True, allow_nan=False).encode()
+        text = json.dumps(record, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"a record must be plain JSON: {error}") from error
+    plain = json.loads(text)  # keys that were numbers are text from here on, in another order
+    return json.dumps({**plain, _DIGEST: _digest_of(plain)}, sort_keys=True).encode()
+
+
+def _decode_record(content: bytes) -> dict[str, Any]:
+    """Return a record without its digest; `ValueError` if it isn't what was written."""
+    record = json.loads(content)
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")
+    digest = record.pop(_DIGEST, None)  # records of earlier versions have none
+    if digest is not None and digest != _digest_of(record):
+        raise ValueError("another digest")
+    return record
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:VERSION_LENGTH]

@@ -6,15 +6,35 @@ it is decided elsewhere, and its bytes are an artefact like any other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from mlops_assets.errors import StoreError
 from mlops_assets.store.artifacts import ArtifactStore, CorruptArtifactError, MissingArtifactError
+from mlops_assets.store.records import Shape, require
+
+_RECORD: Shape = {
+    "number": int,
+    "version": str,
+    "metrics": dict,
+    "reason": str,
+    "run_id": str | None,
+    "at": str,
+    "restores": int | None,
+    "passed_over": list | tuple,
+}
+_ADDED: Mapping[str, Any] = {"restores": None, "passed_over": ()}
+"""What earlier versions did not write."""
 
 READERS = 16
 """Requests at once: a store far away answers each in tens of milliseconds."""
+
+
+_NUMBER = re.compile(r"/([0-9]{8})\.json$")
 
 
 class ChampionChangedError(Exception):
@@ -55,7 +75,8 @@ class Champions:
     """The log of one pipeline, ``.champions/<pipeline>/00000001.json`` and so on.
 
     Records are created, never overwritten, so that promotions at the same time, by whatever
-    machine, end in one order with one champion.
+    machine, end in one order with one champion. Each has a copy below ``.copies``, as nothing else
+    knows what was decided: of the two, one that is missing or damaged is made again from the other.
     """
 
     store: ArtifactStore
@@ -63,14 +84,18 @@ class Champions:
 
     def current(self) -> Champion | None:
         """The champion; None before the first promotion."""
-        paths = self.store.list_records(self._folder)
-        return self._load(paths[-1]) if paths else None
+        numbers = self._recorded() | self._copied()
+        return self._load(max(numbers)) if numbers else None
 
     def history(self) -> list[Champion]:
         """All promotions, the first one first."""
-        paths = self.store.list_records(self._folder)
+        recorded, copied = self._recorded(), self._copied()
         with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(self._load, paths))
+            found = list(pool.map(self._load, sorted(recorded | copied)))
+        for one in found:
+            if one.number not in copied:  # whoever made it died before that
+                self._keep_copy(one)
+        return found
 
     def before(self, champion: Champion) -> Champion | None:
         """The promotion that a rollback of this one goes back to; None if it was the first.
@@ -86,8 +111,8 @@ class Champions:
         number = (champion.restores or champion.number) - 1
         if not number:
             return None
-        found = self._load(self._path(number))
-        return self._load(self._path(found.restores)) if found.restores else found
+        found = self._load(number)
+        return self._load(found.restores) if found.restores else found
 
     def promote(
         self,
@@ -128,29 +153,56 @@ class Champions:
         champion = Champion(number, version, dict(metrics), reason, run_id, at, restores, over)
         if not self.store.create_record(self._path(number), asdict(champion)):
             raise ChampionChangedError(
-                f"promotion {number} in {self._folder} was made by somebody else meanwhile"
+                f"promotion {number} of {self.pipeline} was made by somebody else meanwhile"
             )
+        self._keep_copy(champion)
         return champion
 
-    @property
-    def _folder(self) -> str:
-        return f".champions/{self.pipeline}"
+    def _keep_copy(self, champion: Champion) -> None:
+        with suppress(StoreError, OSError):  # where nothing may be written, there is none
+            self.store.put_record(self._copy(champion.number), asdict(champion))
 
     def _path(self, number: int) -> str:
-        return f"{self._folder}/{number:08d}.json"
+        return f".champions/{self.pipeline}/{number:08d}.json"
 
-    def _load(self, path: str) -> Champion:
+    def _copy(self, number: int) -> str:
+        return f".copies/{self.pipeline}/{number:08d}.json"
+
+    def _recorded(self) -> set[int]:
+        return _numbers(self.store.list_records(f".champions/{self.pipeline}"))
+
+    def _copied(self) -> set[int]:
+        return _numbers(self.store.list_records(f".copies/{self.pipeline}"))
+
+    def _load(self, number: int) -> Champion:
+        path = self._path(number)
+        try:
+            record, champion = self._read(path)
+        except (MissingArtifactError, CorruptArtifactError) as error:
+            try:
+                record, champion = self._read(self._copy(number))
+            except (MissingArtifactError, CorruptArtifactError):
+                raise error from None
+            with suppress(StoreError, OSError):  # where nothing may be written, the copy will do
+                self.store.put_record(path, record)
+        return champion
+
+    def _read(self, path: str) -> tuple[dict[str, Any], Champion]:
         record = self.store.get_record(path)
         if record is None:
             raise MissingArtifactError(
                 f"{path} is missing from {self.store.url}: the log of promotions has a gap"
             )
         try:
-            return _decode(record)
+            return record, _decode(record)
         except (KeyError, TypeError) as error:
             raise CorruptArtifactError(
                 f"{path} of {self.store.url} is damaged: delete it"
             ) from error
+
+
+def _numbers(paths: Iterable[str]) -> set[int]:
+    return {int(match[1]) for path in paths if (match := _NUMBER.search(path))}
 
 
 def passed_over(history: Collection[Champion]) -> dict[str, Champion]:
@@ -180,12 +232,10 @@ def standings(history: Collection[Champion]) -> dict[str, Standing]:
 
 def _decode(record: Mapping[str, Any]) -> Champion:
     """Read a record of this or an earlier version, which lacks what was added since."""
-    known = {
-        field.name: record[field.name]
-        for field in fields(Champion)
-        if field.default is MISSING or field.name in record
-    }
-    champion = Champion(**known | {"passed_over": tuple(known.get("passed_over", ()))})
-    if not isinstance(champion.number, int) or not isinstance(champion.version, str):
-        raise TypeError("a number and the version of a model are needed")
-    return champion
+    complete = {**_ADDED, **record}
+    require(complete, _RECORD)
+    require(complete["metrics"], dict.fromkeys(complete["metrics"], int | float))
+    if not all(isinstance(version, str) for version in complete["passed_over"]):
+        raise TypeError("passed_over holds no versions")
+    known = {field.name: complete[field.name] for field in fields(Champion)}
+    return Champion(**known | {"passed_over": tuple(complete["passed_over"])})

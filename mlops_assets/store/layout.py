@@ -7,6 +7,7 @@
     .memo/<fingerprint>.json
     .events/<asset key…>[/<partition>]/<fingerprint>.json
     .trials/<pipeline>/<version of its training set>/<study>/<number>.json
+    .references/<pipeline>/<version of its model>-<format>.json
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _COMPUTATION = re.compile(
 )
 _TRIAL = re.compile(
     rf"\.trials/(?P<pipeline>{_FOLDER})/(?P<version>{_VERSION.pattern})/{_FOLDER}/[0-9]+\.json"
+)
+_REFERENCE = re.compile(
+    rf"\.references/(?P<pipeline>{_FOLDER})/(?P<version>{_VERSION.pattern})-[0-9]+\.json"
 )
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
@@ -65,7 +69,9 @@ def object_path(folder: str, version: str, extension: str) -> str:
             f"{folder}: {version!r} is no version; versions are {VERSION_LENGTH} hexadecimal digits"
         )
     if not _EXTENSION.fullmatch(extension):
-        raise StoreError(f"{folder}: {extension!r} is no extension; extensions are lower-case letters")
+        raise StoreError(
+            f"{folder}: {extension!r} is no extension; extensions are lower-case letters"
+        )
     return f"{folder}/{version}.{extension}"
 
 
@@ -92,6 +98,17 @@ def trial_path(pipeline: str, train_version: str, study: str, number: int) -> st
 def parse_trial_path(path: str) -> tuple[str, str] | None:
     """(pipeline, version of its training set) of a trial; None for the path of anything else."""
     match = _TRIAL.fullmatch(path)
+    return (match["pipeline"], match["version"]) if match else None
+
+
+def reference_path(pipeline: str, model_version: str, format_: int) -> str:
+    """Path of what the scored days of a model are compared with."""
+    return f".references/{pipeline}/{model_version}-{format_}.json"
+
+
+def parse_reference_path(path: str) -> tuple[str, str] | None:
+    """(pipeline, version of its model) of a reference; None for the path of anything else."""
+    match = _REFERENCE.fullmatch(path)
     return (match["pipeline"], match["version"]) if match else None
 
 

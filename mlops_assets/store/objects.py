@@ -25,16 +25,18 @@ REMOTE_SCHEMES = ("s3", "gs", "abfs", "abfss", "az", "memory")
 
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
-# What a person has to mend; any other OSError (EIO, ESTALE, …) may pass and stays an OSError.
+# What a person has to mend; any other OSError (EIO, ESTALE, …) may pass.
 _REMEDIES = {
     errno.EACCES: "the user who runs this may not do that; change the permissions of the folder",
     errno.EPERM: "the user who runs this may not do that; change the permissions of the folder",
     errno.EROFS: "the file system is read-only; choose a writable place with MLOPS_STORE_URL",
-    errno.ENOSPC: "the disk is full; free some space or choose another place with MLOPS_STORE_URL",
+    errno.ENOSPC: "the disk is full, or has no room for more files; free some space or choose "
+    "another place with MLOPS_STORE_URL",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another place with "
     "MLOPS_STORE_URL",
     errno.EFBIG: "the file is larger than this process may write (see `ulimit -f`)",
     errno.ENOTDIR: "a part of the path is a file where a folder is needed; move it away",
+    errno.EEXIST: "a part of the path is a file where a folder is needed; move it away",
     errno.EISDIR: "there is a folder where a file is needed; move it away",
     errno.ENAMETOOLONG: "the name is too long for the file system; shorten the key or partition",
     errno.EOPNOTSUPP: "the file system has no hard links, which records need to be written once; "
@@ -47,7 +49,7 @@ class ObjectMissingError(StoreError):
 
 
 class StoreUnavailableError(ConnectionError):
-    """The store did not answer, after the client's own retries: worth trying again later."""
+    """The store, or the disk, did not do what it can do: worth trying again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,16 @@ def _remote_objects(url: str, endpoint_url: str | None) -> Objects:
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Turn the operating system's errors that a person must mend into a `StoreError`."""
+    """Turn the operating system's errors into those of `Objects`."""
     try:
         yield
     except FileNotFoundError as error:
         raise ObjectMissingError(f"{place} does not exist") from error
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        if isinstance(error, StoreUnavailableError):
             raise
+        if error.errno not in _REMEDIES:
+            raise StoreUnavailableError(f"{place}: {error.strerror or error}") from error
         raise StoreError(f"{place}: {error.strerror}: {_REMEDIES[error.errno]}") from error
 
 
@@ -211,7 +215,8 @@ class LocalObjects:
         finally:
             with suppress(OSError):  # a full disk: closing writes the rest of the buffer again
                 file.close()
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what is published is so all the same; `tidy` removes it
+                temporary.unlink()
 
     def create(self, path: str, data: bytes) -> bool:
         """See `Objects`."""
@@ -283,13 +288,13 @@ class _LocalUpload:
             self._file.write(data)
 
     def publish(self, path: str) -> None:
-        with explained(self._objects.url_of(path)):
+        with _publishing(self._objects.url_of(path)):
             self._finish()
             os.replace(self._temporary, self._objects.url_of(path))
             _sync_folder(self._temporary.parent)
 
     def publish_new(self, path: str) -> bool:
-        with explained(self._objects.url_of(path)):
+        with _publishing(self._objects.url_of(path)):
             self._finish()
             try:
                 os.link(self._temporary, self._objects.url_of(path))
@@ -301,6 +306,17 @@ class _LocalUpload:
     def _finish(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+@contextmanager
+def _publishing(place: str) -> Iterator[None]:
+    try:
+        with explained(place):
+            yield
+    except ObjectMissingError as error:
+        raise StoreUnavailableError(
+            f"{place} was not written: somebody deleted its folder meanwhile"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

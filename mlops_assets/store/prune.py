@@ -7,7 +7,8 @@ Kept are, each with everything that it was made from:
 - what runs in progress may load, as far as the caller knows of them (see `running`),
 - the newest versions of each asset or partition, and everything written recently.
 
-The trials of a search for parameters stay as long as the training set that they are about.
+The trials of a search for parameters stay as long as the training set that they are about, and what
+the scored days of a model are compared with as long as the model.
 
 Of the computations that gave equal content, the one closest to the content is kept; the others are
 forgotten, unless they are recent or somebody's latest.
@@ -47,6 +48,7 @@ from mlops_assets.store.layout import (
     object_path,
     parse_computation_path,
     parse_object_path,
+    parse_reference_path,
     parse_trial_path,
 )
 from mlops_assets.store.memo import Computed, Memo
@@ -163,7 +165,7 @@ class _Listing:
         self.objects: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)  # by folder and version
         self.memos: dict[str, datetime] = {}  # by fingerprint
         self.events: dict[str, dict[str, datetime]] = defaultdict(dict)  # by folder and fingerprint
-        self.trials: dict[str, datetime] = {}  # by path
+        self.about: dict[str, datetime] = {}  # records about a version, by path
         for info in contents:
             artifact = parse_object_path(info.path)
             match parse_computation_path(info.path):
@@ -174,8 +176,8 @@ class _Listing:
                 case None if artifact and artifact[1] in CODECS:
                     folder = info.path.rpartition("/")[0]
                     self.objects[folder][artifact[0]] = info
-                case None if parse_trial_path(info.path):
-                    self.trials[info.path] = info.modified
+                case None if _subjects(info.path):
+                    self.about[info.path] = info.modified
 
     def has(self, version: Version) -> bool:
         return version.version in self.objects.get(version.folder, {})
@@ -201,9 +203,10 @@ class _Listing:
             if info.modified >= moment
         }
         versions |= {
-            _training_set(path): f"searched for parameters with it: {reason}"
-            for path, modified in self.trials.items()
+            version: f"{path} is about it: {reason}"
+            for path, modified in self.about.items()
             if modified >= moment
+            for version in _subjects(path)
         }
         computations = {
             fingerprint: reason
@@ -231,7 +234,7 @@ class _Listing:
             for folder, fingerprints in self.events.items()
             for fingerprint in fingerprints
         )
-        yield iter(self.trials)
+        yield iter(self.about)
         yield (info.path for infos in self.objects.values() for info in infos.values())
 
 
@@ -258,8 +261,8 @@ class _Needed:
         self._makers: dict[Version, str] = {}
 
     def keeps(self, path: str) -> bool:
-        if parse_trial_path(path):
-            return _training_set(path) in self.versions
+        if subjects := _subjects(path):
+            return any(version in self.versions for version in subjects)
         folder, _, name = path.rpartition("/")
         name = name.partition(".")[0]
         return name in self.computations or Version(folder, name) in self.versions
@@ -349,10 +352,15 @@ class _Needed:
         return self._made[fingerprint]
 
 
-def _training_set(path: str) -> Version:
-    """Return what a trial is about."""
-    pipeline, version = parse_trial_path(path) or ("", "")
-    return Version(f"{pipeline}/train", version)
+def _subjects(path: str) -> list[Version]:
+    """Return what a trial or a reference is about; nothing for the path of anything else."""
+    if trial := parse_trial_path(path):
+        pipeline, version = trial
+        return [Version(f"{pipeline}/train", version)]
+    if reference := parse_reference_path(path):
+        pipeline, version = reference
+        return [Version(f"{pipeline}/{asset}", version) for asset in ("champion", "model")]
+    return []
 
 
 def _made(computed: Computed) -> _Made | None:

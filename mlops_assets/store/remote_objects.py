@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _PART = 16 * 1024 * 1024  # bytes of one request, in both directions
+_READS = 2  # of a part that comes shorter than it is
 _MOST_PARTS = 10_000  # of an S3 upload
 _TIMEOUTS: ClientConfig = {
     "connect_timeout": "5s",
     "timeout": "60s",
 }  # of one request, hence of one part
 _METADATA_SERVICE = "169.254.169.254"  # asked for credentials when there are none elsewhere
+_WRITER = "writer"  # metadata of a record that is created once: tells who has created it
 _RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 
 
@@ -84,16 +86,18 @@ class RemoteObjects:
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         """See `Objects`."""
-        with tempfile.NamedTemporaryFile(prefix="mlops-assets-") as file:
+        with _temporary_file() as file:
             for part in self._parts(path):
-                file.write(part)
-            file.flush()
+                with _on_local_disk():
+                    file.write(part)
+            with _on_local_disk():
+                file.flush()
             yield Path(file.name)
 
     @contextmanager
     def upload(self, folder: str) -> Iterator[_RemoteUpload]:
         """See `Objects`."""
-        with tempfile.TemporaryFile() as file:
+        with _temporary_file() as file:
             yield _RemoteUpload(self, file)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -101,11 +105,12 @@ class RemoteObjects:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
+        writer = os.urandom(16).hex()
         with self._explained(path):
             try:
-                obstore.put(self._store, path, data, mode="create")
+                obstore.put(self._store, path, data, mode="create", attributes={_WRITER: writer})
             except AlreadyExistsError:
-                return False
+                return self._was_created_by(writer, path)
         return True
 
     def list(self, folder: str, *, recursive: bool = False) -> Iterator[ObjectInfo]:
@@ -144,6 +149,20 @@ class RemoteObjects:
             part = max(_PART, -(-size // _MOST_PARTS))
             obstore.put(self._store, path, file, chunk_size=part, max_concurrency=4)
 
+    def _was_created_by(self, writer: str, path: str) -> bool:
+        """Whether an object that exists is our own: an answer was lost, and the client asked again.
+
+        Two that create the same at once are refused, too, while there is no object yet.
+        """
+        import obstore
+
+        try:
+            return bool(obstore.get(self._store, path).attributes.get(_WRITER) == writer)
+        except FileNotFoundError as error:
+            raise StoreUnavailableError(
+                f"{self.url_of(path)}: somebody else is writing it at this moment"
+            ) from error
+
     def _parts(self, path: str) -> Iterator[bytes]:
         """Content in ranges: a broken connection costs one range, however large the object."""
         import obstore
@@ -152,7 +171,15 @@ class RemoteObjects:
             size = obstore.head(self._store, path)["size"]
             for start in range(0, size, _PART):
                 length = min(_PART, size - start)
-                yield bytes(obstore.get_range(self._store, path, start=start, length=length))
+                for _ in range(_READS):
+                    part = bytes(obstore.get_range(self._store, path, start=start, length=length))
+                    if len(part) == length:
+                        break
+                else:
+                    raise StoreUnavailableError(
+                        f"{self.url_of(path)}: the store sent {len(part)} bytes instead of {length}"
+                    )
+                yield part
 
     def _explained(self, path: str) -> AbstractContextManager[None]:
         return _explained(self.url_of(path), self._endpoint_url)
@@ -171,13 +198,29 @@ class _RemoteUpload:
         self._file = file
 
     def write(self, data: bytes | memoryview) -> None:
-        with explained(f"the folder for temporary files, {tempfile.gettempdir()}"):
+        with _on_local_disk():
             self._file.write(data)
 
     def publish(self, path: str) -> None:
-        size = self._file.seek(0, os.SEEK_END)
+        with _on_local_disk():
+            size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
         self._objects.put(path, self._file, size)
+
+
+@contextmanager
+def _temporary_file() -> Iterator[IO[bytes]]:
+    with _on_local_disk():
+        file = tempfile.NamedTemporaryFile(prefix="mlops-assets-")  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # a full disk: closing writes the rest of the buffer again
+            file.close()
+
+
+def _on_local_disk() -> AbstractContextManager[None]:
+    return explained(f"the folder for temporary files, {tempfile.gettempdir()}")
 
 
 @contextmanager
@@ -205,8 +248,17 @@ def _remedy(error: Exception, what: str) -> str | None:
         return "the bucket does not exist; create it or correct MLOPS_STORE_URL"
     if _METADATA_SERVICE in what:
         return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if "RequestTimeTooSkewed" in what:
+        return "the clock of this machine differs from the store's by minutes; set it"
+    if "ExpiredToken" in what:
+        return "the credentials have expired; get new ones"
+    if "RequestTimeout" in what:  # S3's 400 for an upload that stood still
+        return None
     if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
-        return "access was refused; check the credentials and their permissions on the bucket"
+        return (
+            "access was refused; check the credentials, their permissions on the bucket, and the "
+            "clock of this machine"
+        )
     refused = re.search(r"status code: (3\d\d|4\d\d)", what)
     if refused and refused[1] not in ("404", "408", "409", "429"):
         return "the store refused the request; check the URL and the region (AWS_REGION)"

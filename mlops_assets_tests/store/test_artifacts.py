@@ -283,6 +283,25 @@ def test_a_damaged_record_is_named(store: ArtifactStore, content: bytes) -> None
         store.get_record(".memo/a.json")
 
 
+def test_a_record_that_was_changed_by_others_than_the_store_is_damaged(
+    local: ArtifactStore,
+) -> None:
+    local.put_record(".kind/a.json", {"version": "0123", "n": {2: 0, 10: [1.5]}})
+    record = Path(local.url, ".kind/a.json")
+    right = record.read_text()
+
+    assert local.get_record(".kind/a.json") == {"version": "0123", "n": {"2": 0, "10": [1.5]}}
+    record.write_text(right.replace("0123", "0133"))
+    with pytest.raises(CorruptArtifactError, match="not the JSON object that was written"):
+        local.get_record(".kind/a.json")
+
+
+def test_a_record_of_an_earlier_version_has_no_digest_and_is_read(local: ArtifactStore) -> None:
+    local.put_record(".kind/a.json", {})
+    Path(local.url, ".kind/a.json").write_text('{"version": "0123"}')
+    assert local.get_record(".kind/a.json") == {"version": "0123"}
+
+
 def test_many_objects_are_discarded_at_once_whether_they_are_there_or_not(
     store: ArtifactStore,
 ) -> None:

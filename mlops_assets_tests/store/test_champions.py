@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -200,18 +201,45 @@ def test_a_record_with_a_value_of_another_type_is_named(
 ) -> None:
     champions = Champions(local, "churn")
     promote(champions, "a", None)
-    path = ".champions/churn/00000001.json"
-    local.put_record(path, {**(local.get_record(path) or {}), **damage})
+    for path in (".champions/churn/00000001.json", ".copies/churn/00000001.json"):
+        local.put_record(path, {**(local.get_record(path) or {}), **damage})
 
     with pytest.raises(CorruptArtifactError, match=r"\.champions/churn/00000001\.json"):
         champions.current()
+
+
+@pytest.mark.parametrize("damage", [None, b"", b'{"number": 2}', b"\xff"])
+def test_a_promotion_whose_record_is_lost_is_restored_from_its_copy(
+    local: ArtifactStore, damage: bytes | None
+) -> None:
+    champions = Champions(local, "churn")
+    for version in "ab":
+        promote(champions, version, champions.current())
+    history = champions.history()
+    record = Path(local.url, ".champions/churn/00000002.json")
+    content = record.read_bytes()
+    record.unlink() if damage is None else record.write_bytes(damage)
+
+    assert champions.current() == history[-1]
+    assert record.read_bytes() == content
+    assert champions.history() == history
+
+
+def test_a_promotion_without_a_copy_gets_one_when_the_log_is_read(local: ArtifactStore) -> None:
+    champions = Champions(local, "churn")
+    promote(champions, "a", None)
+    local.discard([".copies/churn/00000001.json"])  # the process was killed between the two
+    before = champions.history()
+    local.discard([".champions/churn/00000001.json"])
+
+    assert champions.history() == before
 
 
 def test_a_gap_in_the_log_is_named_when_a_rollback_comes_to_it(local: ArtifactStore) -> None:
     champions = Champions(local, "churn")
     for version in "abc":
         promote(champions, version, champions.current())
-    local.discard([".champions/churn/00000002.json"])
+    local.discard([".champions/churn/00000002.json", ".copies/churn/00000002.json"])
 
     with pytest.raises(MissingArtifactError, match=r"00000002\.json is missing"):
         roll_back(champions)

@@ -106,8 +106,12 @@ def test_every_champion_ever_stays_with_what_it_was_made_from(store: ArtifactSto
     train(store, 3)
     champions = {promote(store, "iris", it[-1]) for it in (first, second, first)}
     report = prune_all(store)
-    promotions = set(store.list_records(".champions/iris"))
-    assert len(promotions) == 3
+    promotions = {
+        path
+        for folder in (".champions", ".copies")
+        for path in store.list_records(f"{folder}/iris")
+    }
+    assert len(promotions) == 2 * 3
     assert paths_in(store) == all_paths_of(first + second) | champions | promotions
     assert kept(report)[version_of(second[-1])] == "champion 00000002 of iris"
 
@@ -173,6 +177,15 @@ def test_what_a_run_in_progress_may_load_stays(local: ArtifactStore) -> None:
         kept(report)[version_of(loaded[-1])] == "the latest here, or a run in progress may load it"
     )
     assert kept(report)[version_of(written)] == "written since the oldest run began"
+
+
+def test_the_reference_of_a_model_stays_as_long_as_the_model(local: ArtifactStore) -> None:
+    old, new = train(local, 1)[-1], train(local, 2, "laptop")[-1]
+    for model in (old, new):
+        local.put_record(f".references/iris/{version_of(model)}-1.json", {})
+    age(local)
+    prune_all(local)
+    assert local.list_records(".references/iris") == [f".references/iris/{version_of(new)}-1.json"]
 
 
 def test_a_dry_run_says_the_same_and_deletes_nothing(store: ArtifactStore) -> None:
