@@ -121,5 +121,6 @@ def _rounded(rows: Iterable[Iterable[object]]) -> list[list[object]]:
 
 
 def _plain(value: object) -> str:
-    """Keep a name from ending a table's cell or a line of code."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    """Keep a name from ending a table's cell or a line of code, and from being a link or a tag."""
+    text = " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+    return text.replace("[", "\\[").replace("<", "&lt;")

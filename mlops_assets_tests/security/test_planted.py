@@ -22,6 +22,7 @@ from sklearn.dummy import DummyClassifier
 
 import mlops_assets
 from mlops_assets.errors import StoreError
+from mlops_assets.ml import model_card
 from mlops_assets.store import ArtifactStore
 from mlops_assets.store.champions import Champions
 from mlops_assets.store.history import history
@@ -212,6 +213,13 @@ def test_nothing_is_ever_loaded_by_pickle_or_by_mlflow() -> None:
         if name in FORBIDDEN
     ]
     assert used == []
+
+
+def test_the_name_of_a_column_is_neither_a_link_nor_a_tag_in_the_model_card() -> None:
+    planted = "![x](https://example.org/seen.png)<img src=x onerror=alert(1)>|`"
+    cell = model_card._plain(planted)
+    assert "[" not in cell.replace("\\[", "")
+    assert not set("<`") & set(cell)
 
 
 def test_what_dagster_is_told_again_has_no_link_that_runs_a_script() -> None:
