@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from dagster import AssetKey, DagsterInstance, DagsterRun
 
@@ -79,7 +80,8 @@ class Site:
 
     @contextmanager
     def instance(self) -> Iterator[DagsterInstance]:
-        with DagsterInstance.from_config(str(self.home)) as instance:
+        home = {"DAGSTER_HOME": str(self.home)}  # which dagster.yaml asks for
+        with patch.dict(os.environ, home), DagsterInstance.from_config(str(self.home)) as instance:
             yield instance
 
     def runs(self) -> list[DagsterRun]:
