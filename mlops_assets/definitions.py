@@ -6,6 +6,7 @@ nor pandas nor MLflow: steps import them when they run.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Mapping
@@ -119,4 +120,16 @@ def _broken(name: str, error: PipelineFileError) -> AssetSpec:
     )
 
 
-defs = build_defs()
+def _build_lasting_defs() -> Definitions:
+    """Build what stays as long as the process: looking through it for garbage was a quarter."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return build_defs()
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
+defs = _build_lasting_defs()

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,8 +80,14 @@ def automated(assets: AssetsDefinition) -> AssetsDefinition:
 
 def _condition_of(spec: AssetSpec) -> AutomationCondition[AssetKey]:
     if spec.metadata.get(TAKES_WHAT_IS_THERE) is not True:
-        return reuse_condition()
+        return _usual_condition()
     return reuse_condition(AssetSelection.assets(*(dep.asset_key for dep in spec.deps)))
+
+
+@cache
+def _usual_condition() -> AutomationCondition[AssetKey]:
+    """Return the one object that thousands of assets share."""
+    return reuse_condition()
 
 
 def reuse_sensor(

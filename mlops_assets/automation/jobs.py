@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dagster import AssetKey, AssetSelection, define_asset_job
+from dagster import AssetKey
 
 from mlops_assets.assets.common import key_of
+from mlops_assets.dagster_internals.many_assets import asset_job
 from mlops_assets.stages import scoring_stages
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 def main_job(spec: Pipeline) -> UnresolvedAssetJobDefinition:
     """Return `p_training`, from the source to the champion, or `p_steps`."""
-    return define_asset_job(
+    return asset_job(
         spec.job,
-        selection=AssetSelection.assets(*(key_of(spec, asset) for asset in spec.made_once)),
+        [key_of(spec, asset) for asset in spec.made_once],
         description=spec.description or None,
         tags={"mlops/pipeline": spec.name},
     )
@@ -30,9 +31,9 @@ def scoring_job(spec: PipelineSpec) -> UnresolvedAssetJobDefinition | None:
     made = [asset for stage in scoring_stages(spec).values() for asset in stage.outputs]
     if not made:
         return None
-    return define_asset_job(
+    return asset_job(
         f"{spec.name}_scoring",
-        selection=AssetSelection.assets(*(AssetKey(asset.split("/")) for asset in made)),
+        [AssetKey(asset.split("/")) for asset in made],
         description=f"Scores the files of a day with the champion of {spec.name}.",
         tags={"mlops/pipeline": spec.name},
     )

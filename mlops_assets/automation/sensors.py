@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from dagster import (
     AssetKey,
     AssetObservation,
-    AssetSelection,
     DagsterInstance,
     RunRequest,
     SensorDefinition,
@@ -41,6 +40,7 @@ from mlops_assets.automation.schedules import (
 from mlops_assets.automation.scoring import days_to_score
 from mlops_assets.automation.staleness import UndecidedError, recorded_in
 from mlops_assets.dagster_internals.automation import Lineage, versions_by_partition
+from mlops_assets.dagster_internals.many_assets import exactly
 from mlops_assets.errors import UserError
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import source_seen
@@ -78,9 +78,8 @@ def pipeline_sensors(
     main, scoring : jobs
         `p_training` or `p_steps`, and `p_scoring` if there is one.
     """
-    sensors: list[SensorDefinition] = [
-        reuse_sensor(f"{spec.name}_automation_sensor", AssetSelection.groups(spec.name))
-    ]
+    made = exactly(keys_of(spec))
+    sensors: list[SensorDefinition] = [reuse_sensor(f"{spec.name}_automation_sensor", made)]
     if not isinstance(spec, PipelineSpec):
         return sensors
     if not spec.train.on_new_data and spec.data.upstream is None:

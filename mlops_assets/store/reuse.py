@@ -28,6 +28,7 @@ from dagster import (
 
 from mlops_assets.code_version import Code
 from mlops_assets.dagster_internals.database import FINGERPRINT
+from mlops_assets.dagster_internals.many_assets import with_signature
 from mlops_assets.dagster_internals.steps import (
     asset_outputs,
     captures_values,
@@ -98,7 +99,7 @@ def defined_by(definition: Definition) -> Callable[[_Function], _Function]:
 
     def decorate(function: _Function) -> _Function:
         cast(Any, function).defined_by = definition
-        return function
+        return with_signature(function)
 
     return decorate
 

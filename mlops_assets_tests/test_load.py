@@ -1,0 +1,64 @@
+"""What grows with the number of pipelines and of versions, and how: counted, never timed."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_assets import pipeline_file
+from mlops_assets.code_version import look_again
+from mlops_assets.definitions import build_defs
+from mlops_assets_tests.conftest import DUMMY, Project
+from mlops_assets_tests.counting import calls_of
+
+SCORED = 'score: {uri: "inbox/{date}.csv", start: 2026-11-01}\n'
+
+
+def add_pipelines(project: Project, count: int) -> None:
+    for number in range(count):
+        project.add(f"p{number:02}", DUMMY + SCORED * (number % 2))
+
+
+def load(project: Project) -> None:
+    """Do what a code location does when it is loaded."""
+    build_defs(project.settings).get_repository_def().load_all_definitions()
+
+
+def test_loading_costs_in_proportion_to_the_number_of_pipelines(project: Project) -> None:
+    calls = {}
+    for count in (4, 4, 12, 20):  # the first time also finds what is found once per process
+        add_pipelines(project, count)
+        calls[count] = calls_of(lambda: load(project))
+
+    assert calls[20] - calls[12] < 1.05 * (calls[12] - calls[4])
+
+
+def test_a_pipeline_file_is_read_once_and_a_module_parsed_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_pipelines(project, 8)
+    monkeypatch.setattr("mlops_assets.code_version._cache_file", lambda: tmp_path / "modules.json")
+    look_again()
+    read: Counter[str] = Counter()
+    parsed: Counter[Any] = Counter()
+
+    def reading(path: Path) -> str:
+        read[path.name] += 1
+        return really_read(path)
+
+    def parsing(source: Any, *args: Any, **kwargs: Any) -> Any:
+        parsed[source] += 1
+        return really_parse(source, *args, **kwargs)
+
+    really_read, really_parse = pipeline_file._read, ast.parse
+    monkeypatch.setattr(pipeline_file, "_read", reading)
+    monkeypatch.setattr(ast, "parse", parsing)
+    load(project)
+
+    assert set(read.values()) == {1}
+    assert len(read) == 8
+    assert set(parsed.values()) <= {1}
