@@ -52,6 +52,9 @@ DAGSTER_RUN = "dagster_run_id"
 REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """MLflow's own defaults, 120 s and 7 retries, hold a step for minutes when the server is away."""
 
+SILENCE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+"""Otherwise MLflow prints the address of every run that ends, with the password that is in it."""
+
 LONGEST_PARAM = 6000
 """Characters of a parameter's value that MLflow accepts."""
 
@@ -134,6 +137,7 @@ class ModelRun:
         """Set up the server and the experiment; `config` is that of dagster-mlflow's resource."""
         for name, value in REQUEST_LIMITS.items():
             os.environ.setdefault(name, value)
+        os.environ[SILENCE] = "true"
         for chatty in ("mlflow.store.db", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         context = SimpleNamespace(

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from mlops_assets.errors import DataError
 from mlops_assets.spec import DataSpec
-from mlops_assets.wording import nearest, redacted
+from mlops_assets.wording import first_line, nearest, redacted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BUNDLED = "sklearn://"
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"}
 _SETTLED = 2 * 10**9  # nanoseconds; the coarsest clock of a file system in use, that of FAT
+_REFUSED, _MISSING = (401, 403), (404, 410)  # HTTP's
 _GLOB = re.compile(r"[*?\[]")
 CONTENT_TAGS = ("e_tag", "ETag", "etag", "md5Hash", "sha256", "checksum")
 CHANGE_TIMES = ("last_modified", "LastModified", "Last-Modified", "mtime", "updated", "created")
@@ -254,7 +255,7 @@ def _quotes_a_secret(error: BaseException | None) -> bool:
     while error is not None:
         if redacted(str(error)) != str(error):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 
@@ -262,14 +263,16 @@ def _quotes_a_secret(error: BaseException | None) -> bool:
 def _explained(name: str, field: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise DataError(f"{field}: {name} does not exist") from error
-    except PermissionError as error:
-        raise DataError(f"{field}: {name} may not be read: permission denied") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{field}: {name} is a folder, not a file") from error
-    except Exception as error:
-        if type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
+    except Exception as raised:
+        error = _behind(raised)
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{field}: {name} does not exist") from error
+        if isinstance(error, PermissionError):
+            raise DataError(f"{field}: {name} may not be read: permission denied") from error
+        if isinstance(error, IsADirectoryError):
+            raise DataError(f"{field}: {name} is a folder, not a file") from error
+        refused = type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}
+        if refused or getattr(error, "status", None) in _REFUSED:
             reason = "permission denied; check the credentials in the environment"
             raise DataError(f"{field}: {name} may not be read: {reason}") from error
         # what obstore asks, on a cloud's machine, when the environment has none
@@ -279,7 +282,16 @@ def _explained(name: str, field: str) -> Iterator[None]:
             ) from error
         if "NoSuchBucket" in str(error):
             raise DataError(f"{field}: {name}: there is no such bucket") from error
-        if type(error).__module__.startswith("obstore"):
+        if type(error).__module__.startswith(("obstore", "aiohttp")):
             # the lines after the first are pages of obstore's own state
-            raise OSError(f"{field}: {name}: {str(error).splitlines()[0]}") from None
+            raise OSError(f"{field}: {name}: {first_line(str(error))}") from None
         raise
+
+
+def _behind(error: Exception) -> Exception:
+    """Return what went wrong: over HTTP, fsspec calls a file missing whatever it was."""
+    cause = error.__cause__
+    is_missing = getattr(cause, "status", None) in _MISSING
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception) or is_missing:
+        return error
+    return cause if type(cause).__module__.startswith("aiohttp") else error

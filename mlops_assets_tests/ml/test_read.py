@@ -635,6 +635,33 @@ def test_a_server_that_does_not_answer_may_do_so_later(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [
+        (404, DataError, "exist"),
+        (401, DataError, "read"),
+        (403, DataError, "read"),
+        (503, OSError, "503"),
+    ],
+)
+def test_only_an_answer_that_may_change_is_worth_asking_again(
+    tmp_path: Path, status: int, kind: type[Exception], said: str
+) -> None:
+    class Answers(_NotFound):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # with a query it is fsspec that asks, and calls whatever it is answered a missing file
+        uri = f"http://127.0.0.1:{server.server_port}/data.csv?version=1"
+        with pytest.raises(kind, match=said):
+            identity(DataSpec(uri=uri, target="x"), tmp_path)
+        server.shutdown()
+
+
 class _NotFound(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(404)

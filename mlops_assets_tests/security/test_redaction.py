@@ -171,9 +171,10 @@ def test_a_server_that_does_not_answer_is_told_of_without_the_password(tmp_path:
         (file,) = find(uri, tmp_path)
         assert "hunter2" not in file.name
         assert file.part == "houses.csv"
-    with pytest.raises(OSError, match=r"127\.0\.0\.1") as caught:
-        find(SECRET_URL, tmp_path)[0].read()
-    assert "hunter2" not in everything_told(caught.value)
+        for ask in (file.read, file.tag):
+            with pytest.raises(OSError, match=r"127\.0\.0\.1") as caught:
+                ask()
+            assert "hunter2" not in everything_told(caught.value)
 
 
 def test_no_file_of_a_day_is_told_without_the_password(tmp_path: Path) -> None:
