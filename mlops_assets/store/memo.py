@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 from mlops_assets.code_version import Code, digest_of
 from mlops_assets.errors import StoreError
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
-from mlops_assets.store.layout import folder_of
+from mlops_assets.store.codecs import CODECS
+from mlops_assets.store.layout import folder_of, parse_object_path
+from mlops_assets.store.records import Shape, require
 
 
 class Seen(NamedTuple):
@@ -121,10 +123,21 @@ class Memo:
 
         Whether its artefact is still there is `is_intact`.
         """
-        with suppress(StoreError, KeyError, TypeError, AttributeError):
+        with suppress(StoreError, KeyError, TypeError):
             record = self._store.get_record(_memo_path(fingerprint))
             return _decode(fingerprint, record) if record is not None else None
         return None
+
+    def recall(self, computation: Computation) -> Computed | None:
+        """Return what `get` does, if the record is of this computation and of no other one."""
+        computed = self.get(computation.fingerprint)
+        is_its = computed is not None and (
+            computed.asset == computation.asset
+            and computed.partition == computation.partition
+            and computed.code.version == computation.code.version
+            and computed.inputs == dict(computation.inputs)
+        )
+        return computed if is_its else None
 
     def is_intact(self, computed: Computed) -> bool:
         """Whether the artefact is in the store and undamaged.
@@ -151,7 +164,7 @@ class Memo:
 
     def find(self, computation: Computation) -> Computed | None:
         """Return what the computation produced, if that is still there in full."""
-        computed = self.get(computation.fingerprint)
+        computed = self.recall(computation)
         return computed if computed is not None and self.is_intact(computed) else None
 
     def put(
@@ -302,14 +315,36 @@ def _events_path(computation: Computation | Computed, fingerprint: str) -> str:
     return f".events/{folder}/{fingerprint}.json"
 
 
+_RECORD: Shape = {
+    "asset": str,
+    "partition": str | None,
+    "code": {"version": str, "parameters": dict, "modules": dict, "libraries": dict},
+    "config": str | None,
+    "inputs": dict,
+    "output": dict | None,
+    "run_id": str,
+    "at": str,
+    "seconds": int | float,
+}
+_OUTPUT: Shape = {"version": str, "extension": str, "size": int, "tag": str | None}
+
+
 def _decode(fingerprint: str, record: Mapping[str, Any]) -> Computed:
+    require(record, _RECORD)
     code, output = record["code"], record["output"]
+    require(record["inputs"], dict.fromkeys(record["inputs"], str))
     artifact = None
     if output is not None:
-        key: Sequence[str] = record["asset"].split("/")
+        require(output, _OUTPUT)
         artifact = Artifact(
-            tuple(key), record["partition"], output["version"], output["extension"], output["size"]
+            tuple(record["asset"].split("/")),
+            record["partition"],
+            output["version"],
+            output["extension"],
+            output["size"],
         )
+        if parse_object_path(artifact.path) is None or artifact.extension not in CODECS:
+            raise TypeError(f"{artifact.path} is no path of a version")
     return Computed(
         fingerprint=fingerprint,
         asset=record["asset"],

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 SECONDS = float(os.environ.get("MLOPS_TEST_FUZZ_SECONDS", "0"))
@@ -23,9 +23,14 @@ SECONDS = float(os.environ.get("MLOPS_TEST_FUZZ_SECONDS", "0"))
 _USUAL_SECONDS = 5.0
 
 
-def examples(count: int) -> settings:
-    """Try so many examples, or as many more as the time allows that was asked for."""
+def examples(count: int, *, shrink: bool = True) -> settings:
+    """Try so many examples, or as many more as the time allows that was asked for.
+
+    Without `shrink` for examples that take long: a failing one is shown as it was found.
+    """
+    phases = (Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else []))
     return settings(
+        phases=phases,
         max_examples=max(count, round(count * SECONDS / _USUAL_SECONDS)),
         derandomize=not SECONDS,
         database=None,
@@ -443,6 +448,19 @@ def changed(draw: st.DrawFn, tree: Any) -> Any:
     else:
         result[place] = draw(changed(tree[place]))
     return result
+
+
+def as_json(tree: Any) -> bytes:
+    """Write a tree as JSON; what that does not have becomes text."""
+
+    def plain(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {str(key): plain(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [plain(value) for value in tree]
+        return tree if isinstance(tree, int | float | str | None) else str(tree)
+
+    return json.dumps(plain(tree)).encode()
 
 
 def as_yaml(draw: st.DrawFn, tree: Any) -> bytes:

@@ -270,6 +270,14 @@ def test_a_lost_or_damaged_record_is_a_miss(runs: Runs, folder: str, content: by
     assert runs.called == []
 
 
+def test_the_record_of_another_computation_is_a_miss(runs: Runs) -> None:
+    runs.run(runs.numbers(), runs.total())
+    one, other = sorted(Path(runs.store.url, ".memo").glob("*.json"))
+    one.write_bytes(other.read_bytes())
+    assert runs.run(runs.numbers(), runs.total()).success
+    assert len(runs.called) == 1
+
+
 class Level(Config):
     level: int = 1
 
