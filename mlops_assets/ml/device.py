@@ -7,6 +7,7 @@ an estimator is told to use is `accelerate`.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 _GIB = 1024**3
 _NOTHING_FOR_CONTAINERS = ("", "none", "void")
+_NUMBER = re.compile(r"\s*\+?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Devices:
 def visible_devices() -> Devices:
     """Look for the NVIDIA devices that this process may use.
 
-    CUDA_VISIBLE_DEVICES counts as for CUDA: numbers, and beginnings of UUIDs, up to the first one
-    that is not there. NVIDIA_VISIBLE_DEVICES only explains why a container has none: "void" is also
-    what it says where devices come by CDI (NVIDIA/nvidia-container-toolkit#395).
+    CUDA_VISIBLE_DEVICES counts as for CUDA: numbers or beginnings of UUIDs, up to the first one
+    that is not there; none at all if one is named twice. NVIDIA_VISIBLE_DEVICES only explains why a
+    container has none: "void" is also what it says where devices come by CDI
+    (NVIDIA/nvidia-container-toolkit#395).
     """
     try:
         import pynvml
@@ -133,13 +136,16 @@ def _watch(device: Device, interval: float, is_over: threading.Event, load: Load
         except pynvml.NVMLError:  # parts of a device (MIG) have no utilisation of their own
             return None
 
+    def without_reserved(handle: Any) -> Any:  # by the driver, for itself; since driver 510
+        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+
     try:
         with _nvml(pynvml):
             handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
             is_last = False
             while not is_last:
                 is_last = is_over.wait(interval)
-                memory = told(pynvml.nvmlDeviceGetMemoryInfo)
+                memory = told(without_reserved) or told(pynvml.nvmlDeviceGetMemoryInfo)
                 utilization = told(pynvml.nvmlDeviceGetUtilizationRates)
                 load.note(memory and memory.used, utilization and utilization.gpu)
     except pynvml.NVMLError:  # the device is lost: training will say so
@@ -191,16 +197,24 @@ def _of_the_container() -> str:
 
 
 def _chosen(devices: tuple[Device, ...], allowed: str) -> tuple[Device, ...]:
+    is_named = _has_number if _NUMBER.match(allowed) else _has_uuid  # CUDA mixes them in no list
     chosen: list[Device] = []
     for name in allowed.split(","):
-        named = [one for one in devices if _is_named(one, name.strip()) and one not in chosen]
-        if not named:
+        named = next((device for device in devices if is_named(device, name)), None)
+        if named is None:
             break
-        chosen.append(named[0])
+        if named in chosen:  # CUDA does not start then
+            return ()
+        chosen.append(named)
     return tuple(chosen)
 
 
-def _is_named(device: Device, name: str) -> bool:
-    if name.startswith(("GPU-", "MIG-")):
-        return device.uuid.startswith(name)
-    return name == str(device.index)
+def _has_number(device: Device, name: str) -> bool:
+    number = _NUMBER.match(name)  # CUDA reads `0 ` and `0a` as 0
+    return number is not None and int(number[1]) == device.index
+
+
+def _has_uuid(device: Device, name: str) -> bool:
+    kind, _, uuid = name[: len(device.uuid)].partition("-")  # CUDA reads no further
+    own_kind, _, own_uuid = device.uuid.partition("-")
+    return bool(uuid) and kind == own_kind and own_uuid.lower().startswith(uuid.lower())

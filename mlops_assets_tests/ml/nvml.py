@@ -27,6 +27,8 @@ class Card:
     parts: list[Card | None] = field(default_factory=list)
     used: list[int] = field(default_factory=lambda: [GIB])
     """Bytes, one look after the other; the last one stays."""
+    reserved: int = 0
+    """Bytes that the driver keeps for itself; the first version of NVML's answer adds them."""
     busy: list[int] | None = field(default_factory=lambda: [50])
     """Percent; None where the device does not tell."""
 
@@ -35,11 +37,13 @@ class Nvml(ModuleType):
     """The functions that are called of it. `open` counts the calls of init not shut down."""
 
     NVMLError = NVMLError
+    nvmlMemory_v2 = 2
 
     def __init__(self, *cards: Card, broken: str = "") -> None:
         super().__init__("pynvml")
         self.cards = list(cards)
         self.broken = broken
+        self.is_old = False  # a driver before 510
         self.open = 0
         self.looks = 0
         self.enough = threading.Event()
@@ -86,9 +90,12 @@ class Nvml(ModuleType):
             raise NVMLError("Not Found")
         return part
 
-    def nvmlDeviceGetMemoryInfo(self, card: Card) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, card: Card, version: int | None = None) -> Any:
+        if version is not None and self.is_old:
+            raise NVMLError("Function Not Found")
         used = card.used.pop(0) if len(card.used) > 1 else card.used[0]
-        return SimpleNamespace(total=card.memory, used=used)
+        reserved = 0 if version == self.nvmlMemory_v2 else card.reserved
+        return SimpleNamespace(total=card.memory, used=used + reserved)
 
     def nvmlDeviceGetUtilizationRates(self, card: Card) -> Any:
         self.looks += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 
@@ -33,8 +34,21 @@ def test_a_device_is_told_by_name_and_memory(monkeypatch: pytest.MonkeyPatch) ->
         ("0", ["NVIDIA L4"]),
         ("1,0", ["NVIDIA A100", "NVIDIA L4"]),
         ("GPU-2b", ["NVIDIA A100"]),
-        (" GPU-2 , 0", ["NVIDIA A100", "NVIDIA L4"]),
-        ("1,7,0", ["NVIDIA A100"]),  # what follows an unknown one does not count
+        ("GPU-2,GPU-1a", ["NVIDIA A100", "NVIDIA L4"]),
+        ("GPU-2B", ["NVIDIA A100"]),
+        ("GPU-2,0", ["NVIDIA A100"]),  # what follows one of another kind does not count
+        ("1,GPU-1a", ["NVIDIA A100"]),
+        ("1,7,0", ["NVIDIA A100"]),  # nor what follows an unknown one
+        ("0,-1", ["NVIDIA L4"]),
+        (" 01 , +0", ["NVIDIA A100", "NVIDIA L4"]),
+        ("1a", ["NVIDIA A100"]),
+        ("1,1", []),
+        ("GPU-2b,GPU-2", []),
+        ("GPU-", []),
+        (" GPU-2b", []),
+        ("GPU-2b ", ["NVIDIA A100"]),
+        ("gpu-2b", []),
+        ("2b", []),
         ("", []),
         ("-1", []),
         ("NoDevFiles", []),
@@ -87,6 +101,28 @@ def test_nvidias_own_package_answers_as_the_stand_in_does() -> None:
     assert bool(devices.found) != bool(devices.why_none)
 
 
+ASK_CUDA = """
+import ctypes
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+print(0 if cuda.cuInit(0) else cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value)
+"""
+
+
+@pytest.mark.skipif(not visible_devices().found, reason=f"no GPU: {visible_devices().why_none}")
+def test_cuda_itself_finds_as_many_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    uuid = visible_devices().found[0].uuid
+    for allowed in (
+        *("0", " 0", "0 ", "00", "+0", "0a", "0 1", "0,-1", "0,99", "0,a", "0,", "0,0"),
+        *("99", "99,0", "-1", "", " ", ",0", "a", "all", "none", "GPU-", "MIG-1"),
+        *(uuid, uuid[:12], f"GPU-{uuid[4:].upper()}", f"gpu-{uuid[4:]}", f" {uuid}", f"{uuid} "),
+        *(f"{uuid}0", f"{uuid},{uuid}", f"{uuid},0", f"0,{uuid}"),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+        asked = subprocess.run([sys.executable, "-c", ASK_CUDA], capture_output=True, check=True)
+        assert int(asked.stdout) == len(visible_devices().found), allowed
+
+
 def test_a_divided_device_counts_as_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     part = Card("MIG-3c", "NVIDIA A100 MIG 1g.10gb", 10 * GIB, busy=None)
     install(monkeypatch, Card("GPU-2b", "NVIDIA A100", 80 * GIB, parts=[None, part]), L4)
@@ -125,6 +161,20 @@ def test_the_shortest_fit_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         "gpu_utilization_mean": 7,
         "gpu_utilization_max": 7,
     }
+
+
+def test_what_the_driver_keeps_for_itself_is_not_memory_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvml = install(monkeypatch, Card("GPU-1a", used=[3 * GIB], reserved=GIB))
+    (device,) = visible_devices().found
+    with watched(device) as load:
+        pass
+    assert load.facts["gpu_memory_peak"] == 3 * GIB
+    nvml.is_old = True  # it does not tell them apart
+    with watched(device) as load:
+        pass
+    assert load.facts["gpu_memory_peak"] == 4 * GIB
 
 
 def test_a_fit_that_fails_ends_the_watch_too(monkeypatch: pytest.MonkeyPatch) -> None:
