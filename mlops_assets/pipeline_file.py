@@ -13,8 +13,12 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
@@ -253,9 +257,30 @@ def json_schema() -> dict[str, Any]:
 
 
 def _make_importable(folder: Path) -> None:
-    """Put a folder last on the import path, where its modules hide no others."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    """Put a folder last on the import path, where its modules hide no others, to stay."""
+    finder = _Beside(str(folder))
+    if finder not in sys.meta_path:
+        sys.meta_path.append(finder)
+
+
+@dataclass(frozen=True)
+class _Beside(MetaPathFinder):
+    """Finds the modules beside pipeline files after all others.
+
+    Once Dagster has loaded a code location it restores `sys.path`, and a folder that was added
+    meanwhile would be missing when steps run.
+    """
+
+    folder: str
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None:  # in a package
+            return None
+        if self.folder not in sys.path:  # which joblib hands to its processes
+            sys.path.append(self.folder)
+        return PathFinder.find_spec(fullname, [self.folder], target)
 
 
 def _pipeline_files(location: str | Path) -> list[Path]:

@@ -1088,6 +1088,13 @@ class PipelineSpec(Pipeline):
     score: ScoreSpec | None = None
     drift: DriftSpec = DriftSpec()
     train: TrainSpec = TrainSpec()
+    timeout: Seconds | None = Field(
+        default=None,
+        gt=0,
+        le=366 * 86_400,
+        description="Seconds that one try of a step may take, or a text such as 90s, 30m, 2h.",
+        examples=["2h"],
+    )
     recompute: list[StageName] = Field(
         default=[],
         description="Stages that run every time; the others are reused unless their code, their "

@@ -15,7 +15,7 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
@@ -198,14 +198,14 @@ class ModelRun:
             self._client.set_terminated(run.info.run_id, status, trial.ended)
 
     @_never_fatal
-    def close_leftovers(self, pipeline: str, dagster_run_id: str) -> None:
-        """Close what a killed attempt of the same Dagster run left open."""
-        leftovers = self._search(
-            f"tags.`{DAGSTER_RUN}` = '{dagster_run_id}' and tags.`{PIPELINE}` = '{pipeline}'"
-            " and attributes.status = 'RUNNING'"
+    def close_leftovers(self, pipeline: str, is_over: Callable[[str], bool]) -> None:
+        """Close the runs of a pipeline whose Dagster run `is_over`: it was killed meanwhile."""
+        running = self._search(
+            f"tags.`{PIPELINE}` = '{pipeline}' and attributes.status = 'RUNNING'"
         )
-        for leftover in leftovers:
-            self._client.set_terminated(leftover.info.run_id, "KILLED")
+        for run in running:
+            if DAGSTER_RUN in run.data.tags and is_over(run.data.tags[DAGSTER_RUN]):
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     @_never_fatal
     def log(
@@ -353,14 +353,19 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
 
     @contextmanager
     def training(
-        self, log: logging.Logger, pipeline: str, dagster_run_id: str
+        self,
+        log: logging.Logger,
+        pipeline: str,
+        dagster_run_id: str,
+        is_over: Callable[[str], bool] = lambda _: False,
     ) -> Iterator[ModelRun]:
         """Open the run of a model that is about to be trained, and close it with its outcome.
 
-        A run that an earlier, killed attempt of the same Dagster run left open is closed as killed.
+        What an earlier attempt that was killed left open is closed as killed: one of the same
+        Dagster run, or of another one that `is_over`.
         """
         run = self._connect(log, pipeline)
-        run.close_leftovers(pipeline, dagster_run_id)
+        run.close_leftovers(pipeline, lambda one: one == dagster_run_id or is_over(one))
         self._create(run, pipeline, {DAGSTER_RUN: dagster_run_id}, name=dagster_run_id)
         with _closing(run):
             yield run
@@ -380,14 +385,24 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
             yield run
 
     @contextmanager
-    def searching(self, log: logging.Logger, pipeline: str, study: str) -> Iterator[ModelRun]:
+    def searching(
+        self, log: logging.Logger, pipeline: str, study: str, dagster_run_id: str
+    ) -> Iterator[ModelRun]:
         """Continue the run of a search for parameters, or open it."""
         run = self._connect(log, pipeline)
         run.find_study(study)
         if run.run_id is None:
-            self._create(run, pipeline, {STUDY: study}, name=study)
+            self._create(run, pipeline, {STUDY: study, DAGSTER_RUN: dagster_run_id}, name=study)
         with _closing(run):
             yield run
+
+    def close_killed(
+        self, log: logging.Logger, pipelines: Iterable[str], dagster_run_ids: Container[str]
+    ) -> None:
+        """Close what Dagster runs that were killed left open in the experiments of pipelines."""
+        for pipeline in pipelines:
+            run = self._connect(log, pipeline)
+            run.close_leftovers(pipeline, lambda one: one in dagster_run_ids)
 
     def _connect(self, log: logging.Logger, pipeline: str) -> ModelRun:
         run = ModelRun(log, self.mlflow_tracking_uri)

@@ -237,6 +237,7 @@ CATALOGUE = [
     (f"{HEAD}train: {{on_new_data: 1}}{TAIL}", "must be true or false, found the number 1"),
     (f"{HEAD}retries: {{backoff: 2}}{TAIL}", "must be 'exponential', 'linear' or 'constant'"),
     (f"{HEAD}retries: {{delay: [1]}}{TAIL}", "2:18: retries.delay: must be a number, found a list"),
+    (f"{HEAD}timeout: soon{TAIL}", "2:10: timeout: 'soon' is not a duration: write seconds"),
     (
         f"{HEAD}tune: {{trials: -1}}{TAIL}",
         "2:16: tune.trials: must be at least 0, found the number",

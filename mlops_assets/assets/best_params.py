@@ -42,7 +42,6 @@ from mlops_assets.assets.common import (
 )
 from mlops_assets.dagster_internals.steps import version_for
 from mlops_assets.errors import UserError
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage, study
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
@@ -102,8 +101,7 @@ def _trial(search: "_Search", number: int) -> OpDefinition:
     )
     @known_by(lambda step, outside: search.is_known(step, outside, number))
     def trial(context: OpExecutionContext, train: Any) -> None:
-        with explained():
-            search.finished(context, train, [*range(first), number], anew=number)
+        search.finished(context, train, [*range(first), number], anew=number)
 
     return trial
 
@@ -128,22 +126,22 @@ def _choose(search: "_Search") -> OpDefinition:
         from mlops_assets.ml.tune import best_of, importances
 
         tracking: MlflowTracking = context.resources.mlflow
-        with explained():
-            found = search.finished(context, train, range(spec.tune.trials))
-            with tracking.searching(context.log, spec.name, search.id_of(train.version)) as run:
-                run.log_trials([one.tracked() for one in found], tracking.tags(spec.name))
-                trials = [one.trial for one in found]
-                best = best_of(trials)
-                with warnings_logged(context.log):
-                    shares = importances(spec, trials)
-                by, value = str(best.by), fmean(best.folds)
-                figures = {"search": search_figure([trial.value for trial in trials], by)}
-                run.log(
-                    metrics={f"best_{by}": value},
-                    tags={f"best.{name}": str(it) for name, it in best.params.items()},
-                    figures=figures,
-                    texts={"pipeline.json": spec.model_dump_json(indent=2)},
-                )
+        found = search.finished(context, train, range(spec.tune.trials))
+        study = search.id_of(train.version)
+        with tracking.searching(context.log, spec.name, study, context.run_id) as run:
+            run.log_trials([one.tracked() for one in found], tracking.tags(spec.name))
+            trials = [one.trial for one in found]
+            best = best_of(trials)
+            with warnings_logged(context.log):
+                shares = importances(spec, trials)
+            by, value = str(best.by), fmean(best.folds)
+            figures = {"search": search_figure([trial.value for trial in trials], by)}
+            run.log(
+                metrics={f"best_{by}": value},
+                tags={f"best.{name}": str(it) for name, it in best.params.items()},
+                figures=figures,
+                texts={"pipeline.json": spec.model_dump_json(indent=2)},
+            )
         context.log.info("the best is %s", best)
         return Output(
             {"params": best.params, "by": by, "value": value, "trial": best.number},

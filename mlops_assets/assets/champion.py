@@ -19,7 +19,6 @@ from dagster import (
 
 from mlops_assets.assets.common import MLFLOW, STORE, as_markdown, key_of, step_settings
 from mlops_assets.errors import DataError, ModelError, StoreError
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage
 from mlops_assets.store.artifacts import (
@@ -94,11 +93,10 @@ def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     ) -> Iterator[Output[Any] | AssetCheckResult]:
         store: StoreIOManager = context.resources.store
         tracking: MlflowTracking = context.resources.mlflow
-        with explained():
-            current, decision = promote_if_better(
-                spec, store.artifacts, model, test, metrics, run_id=context.run.run_id
-            )
-            held = current and _held(spec, store.artifacts, current, decision)
+        current, decision = promote_if_better(
+            spec, store.artifacts, model, test, metrics, run_id=context.run.run_id
+        )
+        held = current and _held(spec, store.artifacts, current, decision)
         context.log.info(decision.reason)
         numbers, figures = _numbers(decision), _figures(decision)
         facts: dict[str, Any] = {"reason": decision.reason, **numbers}

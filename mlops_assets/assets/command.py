@@ -35,7 +35,6 @@ from mlops_assets.execution.compute import (
     step_options,
 )
 from mlops_assets.execution.kubernetes import PIPES_ACCOUNT
-from mlops_assets.failures import explained
 from mlops_assets.settings import Settings
 from mlops_assets.spec import ComputeSpec, StepSpec, StepsSpec, variable_of
 from mlops_assets.stages import Stage, asset_of
@@ -96,16 +95,14 @@ def build_step(spec: StepsSpec, name: str, stage: Stage) -> AssetsDefinition:
     ) -> Iterator[Output[Any] | AssetCheckResult]:
         artifacts = {need: needs[_input_of(need)] for need in step.needs}
         begun = monotonic()
-        with explained():
-            stage.look(context.resources.store.outside, None)  # a missing file is said at once
-            work = _work(spec, name, artifacts, context.resources.store.artifacts)
-            lines = Lines(context.log)
-            ran = runner_for(step, Settings.from_environment().deployment)(context, work, lines)
-            lines.end()
+        stage.look(context.resources.store.outside, None)  # a missing file is said at once
+        work = _work(spec, name, artifacts, context.resources.store.artifacts)
+        lines = Lines(context.log)
+        ran = runner_for(step, Settings.from_environment().deployment)(context, work, lines)
+        lines.end()
         if not ran.ending.succeeded:
             raise _failure(ran, lines)
-        with explained():
-            made, checks = _sorted(ran, step, key)
+        made, checks = _sorted(ran, step, key)
         metadata = _reported(context, made)
         value = value_of(
             lines.output,

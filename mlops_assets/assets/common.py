@@ -23,6 +23,7 @@ from dagster import (
 )
 
 from mlops_assets.execution.compute import step_options, without_gpu
+from mlops_assets.time_limit import TIMEOUT
 
 if TYPE_CHECKING:
     from mlops_assets.spec import Pipeline, PipelineSpec, RetrySpec
@@ -42,7 +43,7 @@ def key_of(spec: Pipeline, stage: str) -> AssetKey:
 def retry_policy(retries: RetrySpec) -> RetryPolicy:
     """Translate a pipeline file's `retries` to Dagster's policy.
 
-    It only ever applies to failures that may pass: `failures.explained` marks the others as final.
+    It only ever applies to errors that may pass: `failures.explained` makes the others final.
     """
     backoff = {"exponential": Backoff.EXPONENTIAL, "linear": Backoff.LINEAR, "constant": None}
     return RetryPolicy(
@@ -62,13 +63,15 @@ class StepSettings(TypedDict):
 
 
 def step_settings(spec: PipelineSpec, *assets: str, trains: bool = False) -> StepSettings:
-    """Return how the step that makes these assets is tried again, and what it asks for.
+    """Return how the step that makes these assets is tried again, for how long, and what it needs.
 
     Every stage holds the same data and asks for the memory of `model.compute`; one that `trains`
     asks for the accelerator as well.
     """
     compute = spec.model.compute if trains else without_gpu(spec.model.compute)
     options = step_options(spec.name, ".".join(assets), compute)
+    if spec.timeout is not None:
+        options["op_tags"][TIMEOUT] = str(spec.timeout)
     return {"retry_policy": retry_policy(spec.retries), **options}
 
 

@@ -22,7 +22,6 @@ from mlops_assets.assets.common import STORE, key_of, step_settings, warnings_lo
 from mlops_assets.assets.drift_report import FEATURES, REALISED, SCORES, facts, reports
 from mlops_assets.assets.predictions import not_asked, scoring_days
 from mlops_assets.errors import DataError, StoreError
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage, labels_seen
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
@@ -76,7 +75,7 @@ def build_drift(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         from mlops_assets.ml.drift_figure import drift_figures
 
         store: StoreIOManager = context.resources.store
-        with explained(), warnings_logged(context.log):
+        with warnings_logged(context.log):
             labels = labels_seen(spec, store.outside, context.partition_key).version
             found = compared(spec, store.outside, context.partition_key, predictions)
             drawn = drift_figures(found["features"], found["scores"], spec.drift.psi)

@@ -23,7 +23,6 @@ from mlops_assets.assets.common import (
     warnings_logged,
 )
 from mlops_assets.dagster_internals.steps import recorded_input_version
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage
 from mlops_assets.store.reuse import defined_by
@@ -66,7 +65,7 @@ def build_metrics(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         tracking: MlflowTracking = context.resources.mlflow
         model_version = str(recorded_input_version(context, key_of(spec, "model")))
         test_version = str(recorded_input_version(context, key_of(spec, "test")))
-        with explained(), tracking.trained(context.log, spec.name, model_version) as run:
+        with tracking.trained(context.log, spec.name, model_version) as run:
             names = spec.metrics_for(problem_kind(model.task, model.classes))
             with warnings_logged(context.log):
                 evaluation = evaluate(model, test, names, seed=spec.split.seed)

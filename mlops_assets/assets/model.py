@@ -19,7 +19,6 @@ from mlops_assets.assets.common import (
     warnings_logged,
 )
 from mlops_assets.dagster_internals.steps import recorded_input_version
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage
 from mlops_assets.store.io_manager import StoreIOManager
@@ -56,7 +55,12 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         params = {**spec.model.params, **found}
         store: StoreIOManager = context.resources.store
         tracking: MlflowTracking = context.resources.mlflow
-        with explained(), tracking.training(context.log, spec.name, context.run.run_id) as run:
+
+        def is_over(run_id: str) -> bool:
+            run = context.instance.get_run_by_id(run_id)
+            return run is not None and run.is_finished
+
+        with tracking.training(context.log, spec.name, context.run_id, is_over) as run:
             with warnings_logged(context.log):
                 trained, used = train_and_tell(
                     train,

@@ -18,7 +18,6 @@ from dagster import (
 
 from mlops_assets.assets.common import STORE, key_of, step_settings, warnings_logged
 from mlops_assets.dagster_internals.steps import recorded_input_version
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage
 from mlops_assets.store.io_manager import StoreIOManager
@@ -92,7 +91,7 @@ def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         store: StoreIOManager = context.resources.store
         day, tally, begun = context.partition_key, Tally(), time.monotonic()
         model_version = str(recorded_input_version(context, key_of(spec, "champion")))
-        with explained(), warnings_logged(context.log):
+        with warnings_logged(context.log):
             files = files_of_day(score.uri, spec.folder, day, store.outside.source_options)
             batches = score_batches(
                 model,

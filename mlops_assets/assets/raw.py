@@ -23,7 +23,6 @@ from mlops_assets.assets.common import STORE, key_of, step_settings
 from mlops_assets.dagster_internals.automation import TAKES_WHAT_IS_THERE
 from mlops_assets.dagster_internals.steps import observe_input, recorded_input_versions
 from mlops_assets.errors import StoreError
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec, Upstream
 from mlops_assets.stages import Stage, source_seen
 from mlops_assets.store.artifacts import ArtifactStore
@@ -69,9 +68,8 @@ def build_raw(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     def raw(context: AssetExecutionContext) -> Iterator[Output[Any] | AssetCheckResult]:
         from mlops_assets.ml.checks import broken_rules
 
-        with explained():
-            frame = _frame(context, spec)
-            broken = broken_rules(frame, spec.data)
+        frame = _frame(context, spec)
+        broken = broken_rules(frame, spec.data)
         context.log.info("read %d rows, %d columns", len(frame), frame.shape[1])
         missing = {column: int(count) for column, count in frame.isna().sum().items() if count}
         yield Output(frame, metadata={"missing_values": missing} if missing else {})

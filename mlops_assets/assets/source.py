@@ -14,7 +14,6 @@ from dagster import (
 
 from mlops_assets.assets.common import STORE, key_of, step_settings
 from mlops_assets.dagster_internals.steps import with_op_tags
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import source_seen
 from mlops_assets.wording import redacted
@@ -26,8 +25,7 @@ def build_source(spec: PipelineSpec) -> AssetsDefinition:
     uri = redacted(spec.data.uri)
 
     def observe(context: AssetExecutionContext) -> ObserveResult:
-        with explained():
-            seen = source_seen(spec, context.resources.store.outside)
+        seen = source_seen(spec, context.resources.store.outside)
         return ObserveResult(data_version=DataVersion(seen.version))
 
     with warnings.catch_warnings():

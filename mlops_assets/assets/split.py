@@ -18,7 +18,6 @@ from dagster import (
 )
 
 from mlops_assets.assets.common import STORE, key_of, step_settings
-from mlops_assets.failures import explained
 from mlops_assets.spec import PipelineSpec, Task
 from mlops_assets.stages import Stage
 from mlops_assets.store.reuse import defined_by
@@ -84,10 +83,9 @@ def build_split(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         from mlops_assets.ml.split import split as split_rows
         from mlops_assets.ml.task import suited_task
 
-        with explained():
-            task = suited_task(raw[spec.data.target], spec.model.known_task)
-            parts = split_rows(raw, spec.split, target=spec.data.target, task=task)
-            problems = overlap(parts, spec.split)
+        task = suited_task(raw[spec.data.target], spec.model.known_task)
+        parts = split_rows(raw, spec.split, target=spec.data.target, task=task)
+        problems = overlap(parts, spec.split)
         unlabelled = len(raw) - len(parts.train) - len(parts.test)
         if unlabelled:
             context.log.warning("%d rows have no %s and are left out", unlabelled, spec.data.target)

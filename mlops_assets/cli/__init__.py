@@ -42,6 +42,17 @@ def _recorded(project: Project) -> dict[str, Recorded]:
     return recorded
 
 
+def _end_gone_runs(project: Project) -> None:
+    """End the runs whose process was killed; Dagster is imported if there may be one."""
+    from mlops_assets.cli.planning import dagster_home
+    from mlops_assets.dagster_internals.database import may_have_gone_runs
+
+    if may_have_gone_runs(dagster_home()):
+        from mlops_assets.cli.run import end_gone_runs
+
+        end_gone_runs(project)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Train, judge and promote models, and run commands: one YAML file per pipeline.
@@ -122,6 +133,7 @@ def run(pipelines: tuple[str, ...], refresh: tuple[str, ...], in_json: bool) -> 
     assets = [name for name in pipelines if refresh and "/" in name]
     project = Project.load([name for name in pipelines if name not in assets])
     anew = to_refresh(project, [*refresh, *assets])
+    _end_gone_runs(project)
     plans = project.plan(_recorded(project), anew)
     reports = reports_of_plan(project, plans)
     result = None
@@ -221,8 +233,10 @@ def prune(keep: int, older_than: str, dry_run: bool) -> None:
     Kept is what is the latest in any Dagster instance that uses the store, every champion that ever
     was, what runs in progress may load, and all that these were made from.
     """
+    from mlops_assets.cli.planning import Project
     from mlops_assets.cli.versions import pruned
 
+    _end_gone_runs(Project.load())
     click.echo(pruned(keep, older_than, dry_run=dry_run))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import click
 from dagster import (
@@ -20,12 +22,16 @@ from mlops_assets.automation.staleness import recorded_in
 from mlops_assets.cli.outcome import add_result
 from mlops_assets.cli.planning import Project, dagster_home
 from mlops_assets.cli.progress import progress_logger
+from mlops_assets.dagster_internals import gone_runs
 from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.dagster_internals.sqlite_storage import instance_in
 from mlops_assets.definitions import defs
 from mlops_assets.plan import PipelinePlan
 from mlops_assets.settings import local_state, project_folder
 from mlops_assets.store.reuse import COMMAND, REFRESH
+from mlops_assets.tracking import MlflowTracking
+
+log = logging.getLogger(__name__)
 
 
 def recorded(project: Project) -> dict[str, Recorded]:
@@ -65,6 +71,17 @@ def run_needed(
     return result
 
 
+def end_gone_runs(project: Project) -> None:
+    """End the runs whose process was killed, in Dagster and in MLflow, and say so on stderr."""
+    with local_instance() as instance:
+        ended = gone_runs.end_gone_runs(instance)
+    for run in ended:
+        click.echo(f"run {run.run_id} failed: {gone_runs.WHY}", err=True)
+    made = {key.path[0] for run in ended for key in run.asset_selection or ()}
+    tracking = MlflowTracking(mlflow_tracking_uri=project.settings.tracking_uri)
+    tracking.close_killed(log, made & {*project.trained}, [run.run_id for run in ended])
+
+
 def steps_of(assets: Container[str]) -> dict[str, list[AssetKey]]:
     """Return the steps that make any of these assets, each with all that it makes."""
     return {
@@ -81,6 +98,7 @@ def run_steps(
 ) -> ExecuteInProcessResult:
     """Run some steps of the project in this process, with progress on stderr."""
     logger = progress_logger(steps, lambda line: click.echo(line, err=True))
+    run_id = str(uuid4())
     job = Definitions.merge(
         defs, Definitions(loggers={"console": logger})
     ).resolve_implicit_global_asset_job_def()
@@ -88,7 +106,8 @@ def run_steps(
         run_config={"loggers": {"console": {"config": {}}}},
         instance=instance,
         asset_selection=[key for keys in steps.values() for key in keys],
-        tags=dict(tags),
+        run_id=run_id,
+        tags={**tags, **gone_runs.process_tags(run_id)},
         raise_on_error=False,
     )
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mlops_assets.processes import is_gone
+
 FINGERPRINT = "mlops/fingerprint"
 """Metadata of a materialisation: what it was computed from."""
 
@@ -25,6 +27,12 @@ _SQLITE = {
     }
 }
 """The `storage` of the shipped `dagster.yaml`, which keeps the files where Dagster does."""
+
+PROCESS = "mlops/process"
+"""Tag of a run: its id, and the process that runs it; see `mlops_assets.processes`."""
+
+UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
+"""Statuses of runs that a process is at work on, or should be."""
 
 _VERSION, _CODE = "dagster/data_version", "dagster/code_version"
 _INPUT = "dagster/input_data_version/"
@@ -88,6 +96,31 @@ def recorded_in(
         return recorded
     except (OSError, sqlite3.Error, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def may_have_gone_runs(home: Path) -> bool:
+    """Say whether a run's process is gone, as far as that is known without Dagster; else True."""
+    try:
+        if _stores_elsewhere(home):
+            return True
+        database = home / "history" / "runs.db"
+        if not database.is_file():
+            return False
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(
+                "SELECT runs.run_id, run_tags.value FROM runs JOIN run_tags USING (run_id)"
+                " WHERE run_tags.key = ? AND runs.status IN (SELECT value FROM json_each(?))",
+                [PROCESS, json.dumps(UNFINISHED)],
+            ).fetchall()
+        return any(names_gone_process(run_id, tag) for run_id, tag in rows)
+    except (OSError, sqlite3.Error):
+        return True
+
+
+def names_gone_process(run_id: str, tag: str) -> bool:
+    """Say whether the tag `PROCESS` of a run means this very run, and a process that is gone."""
+    of_run, _, process = tag.partition(" ")
+    return of_run == run_id and is_gone(process)
 
 
 def _days_in(connection: sqlite3.Connection, asset: str, first: str) -> dict[str, Recorded]:

@@ -14,9 +14,10 @@ from multiprocessing.context import ForkServerContext
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from dagster import DagsterEvent, Executor
+from dagster import DagsterError, DagsterEvent, Executor, Failure
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.execution.context_creation_job import scoped_job_context
+from dagster._core.execution.plan.objects import step_failure_event_from_exc_info
 from dagster._core.execution.resources_init import (
     get_transitive_required_resource_keys,
     resource_initialization_manager,
@@ -71,7 +72,8 @@ def replay(
     bool
         Whether the step is over. If it isn't, no event of it was told and it has to be launched;
         that is also so when the IO manager could not be asked, which is logged as a warning. An
-        error once the events have begun ends the step like any other failure, with its retries.
+        error once the events have begun ends the step: for good if it is Dagster's, else by its
+        retry policy.
     """
     with ExitStack() as stack:
         try:
@@ -88,6 +90,8 @@ def replay(
             return False
         try:
             yield from events
+        except (DagsterError, Failure):
+            yield step_failure_event_from_exc_info(cast("Any", step_context), sys.exc_info())
         except Exception:
             yield step_context.executor.log_failure_or_retry_event_after_error(
                 step_context, serializable_error_info_from_exc_info(sys.exc_info()), known_state

@@ -15,6 +15,8 @@ from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 
+from mlops_assets.dagster_internals.gone_runs import WHY, has_gone
+
 if TYPE_CHECKING:
     from dagster import DagsterRun
     from dagster._grpc.client import DagsterGrpcClient
@@ -31,10 +33,13 @@ class WatchedRunLauncher(DefaultRunLauncher):
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Ask the code server that started a run whether its process is there.
 
-        A run that none started, such as that of a command, is taken for alive: nobody can tell.
+        A run that none started, such as that of a command, names its process. What cannot be told
+        is taken for alive.
         """
         client = self._server_of(run)
         if client is None:
+            if has_gone(run):
+                return CheckRunHealthResult(WorkerStatus.FAILED, WHY)
             # run monitoring takes every other status for a failure
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:

@@ -11,10 +11,8 @@ from dagster import (
     AssetCheckResult,
     AssetKey,
     AssetObservation,
-    DagsterError,
     DagsterEvent,
     DagsterEventType,
-    DagsterExecutionInterruptedError,
     InputContext,
     Output,
 )
@@ -33,14 +31,6 @@ from dagster._utils.tags import normalize_tags
 if TYPE_CHECKING:
     from dagster import AssetExecutionContext, AssetsDefinition, DagsterInstance, OutputContext
     from dagster._core.execution.context.system import StepExecutionContext
-
-
-class RunInterrupted(DagsterError, DagsterExecutionInterruptedError):
-    """Ends the run at once.
-
-    A step with a retry policy that is interrupted would be tried again, after Ctrl-C too. As a
-    `DagsterError` this gets past the policy, and as an interrupt it stops all other steps.
-    """
 
 
 def record_data_version(context: OutputContext, key: AssetKey, version: str) -> None:

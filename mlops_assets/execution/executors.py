@@ -18,6 +18,7 @@ from dagster import (
     multiprocess_executor,
 )
 
+from mlops_assets.dagster_internals.gone_runs import naming_its_process
 from mlops_assets.dagster_internals.orchestration import (
     config_fields,
     forkserver_executor,
@@ -78,10 +79,12 @@ def local_executor(context: InitExecutorContext) -> Executor:
     if kind == "in_process":
         create = in_process_executor.executor_creation_fn
         assert create is not None
-        return create(context._replace(executor_config=config))
-    return forkserver_executor(
-        {**config, "max_concurrent": _max_concurrent(config["max_concurrent"])},
-        preload=[*PRELOAD, *module_of(context.job)],
+        return naming_its_process(create(context._replace(executor_config=config)))
+    return naming_its_process(
+        forkserver_executor(
+            {**config, "max_concurrent": _max_concurrent(config["max_concurrent"])},
+            preload=[*PRELOAD, *module_of(context.job)],
+        )
     )
 
 

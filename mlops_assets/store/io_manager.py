@@ -7,7 +7,6 @@ materialised since. What bytes are and where they lie is the rest of this folder
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from dagster import (
     AssetKey,
     ConfigurableIOManager,
     DagsterEvent,
-    Failure,
     InputContext,
     MetadataValue,
     OutputContext,
@@ -40,6 +38,7 @@ from mlops_assets.failures import explained, silent_when_its_pod_ends
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.memo import Memo, Outside
 from mlops_assets.store.reuse import StepComputation, latest_materialization, nothing_to_do
+from mlops_assets.time_limit import bounded
 
 if TYPE_CHECKING:
     from dagster._core.execution.context.system import StepExecutionContext
@@ -73,19 +72,25 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         return Outside.of(self.artifacts, self.endpoint_url)
 
     def launch_step(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
-        """Tell what a step would compute if it is known, else run it."""
+        """Tell what a step would compute if it is known, else run it.
+
+        What it raises, and how long it may take, is decided here for every step alike.
+        """
+        with silent_when_its_pod_ends(step_context.log), explained(step_context):
+            yield from bounded(step_context, self._events(step_context))
+
+    def _events(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
         computation = StepComputation.of(step_context, self.outside)
         events = None
         try:
             events = self._reused(step_context, computation)
         except (UserError, OSError) as error:  # the step comes to it again, and explains it
             step_context.log.warning(f"cannot tell whether this was computed before: {error}")
-        with silent_when_its_pod_ends(step_context.log):
-            if computation is None:
-                yield from run_step(step_context) if events is None else events
-            else:
-                known = computation.run() if events is None else events
-                yield from self._telling(computation, known)
+        if computation is None:
+            yield from run_step(step_context) if events is None else events
+        else:
+            known = computation.run() if events is None else events
+            yield from self._telling(computation, known)
 
     def reused(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent] | None:
         """Return the events of a step as if it had run, for executors; None if it has to run.
@@ -97,7 +102,9 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         """
         computation = StepComputation.of(step_context, self.outside)
         events = self._reused(step_context, computation)
-        return self._telling(computation, events) if computation and events else events
+        if computation and events:
+            events = self._telling(computation, events)
+        return events and _explained(step_context, events)
 
     def _reused(
         self, step: StepExecutionContext, computation: StepComputation | None
@@ -119,25 +126,24 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         """Write the value, and record its digest as the asset's data version."""
         key = _asset_key(context)
         partition = context.partition_key if context.has_asset_partitions else None
-        with explained():
-            artifact = obj if isinstance(obj, Artifact) else self._write(key, obj, partition)
-            if artifact.key != tuple(key.path) or artifact.partition != partition:
-                raise StoreError(
-                    f"{key.to_user_string()} returned an artefact of {'/'.join(artifact.key)}; "
-                    "copy it under its own key first"
-                )
-            step = context.step_context
-            computation = self._running.get((step.run_id, step.step.key))
-            fingerprint = computation.wrote(key, artifact) if computation is not None else None
-            if instance := instance_id(step.instance):
-                Memo(self.artifacts).set_latest(
-                    instance,
-                    key.to_user_string(),
-                    partition,
-                    version=artifact.version,
-                    fingerprint=fingerprint,
-                    run_id=step.run_id,
-                )
+        artifact = obj if isinstance(obj, Artifact) else self._write(key, obj, partition)
+        if artifact.key != tuple(key.path) or artifact.partition != partition:
+            raise StoreError(
+                f"{key.to_user_string()} returned an artefact of {'/'.join(artifact.key)}; "
+                "copy it under its own key first"
+            )
+        step = context.step_context
+        computation = self._running.get((step.run_id, step.step.key))
+        fingerprint = computation.wrote(key, artifact) if computation is not None else None
+        if instance := instance_id(step.instance):
+            Memo(self.artifacts).set_latest(
+                instance,
+                key.to_user_string(),
+                partition,
+                version=artifact.version,
+                fingerprint=fingerprint,
+                run_id=step.run_id,
+            )
         record_data_version(context, key, artifact.version)
         context.add_output_metadata(
             {
@@ -157,13 +163,10 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         key = _asset_key(context)
         form = (context.definition_metadata or {}).get(LOAD_AS)
         values = {}
-        with explained() if is_in_step(context) else nullcontext():
-            for partition, version in _versions(context, key).items():
-                artifact = self._find(key, partition, version)
-                is_reference = form == "artifact"
-                values[partition] = (
-                    artifact if is_reference else self.artifacts.read(artifact, form)
-                )
+        for partition, version in _versions(context, key).items():
+            artifact = self._find(key, partition, version)
+            is_reference = form == "artifact"
+            values[partition] = artifact if is_reference else self.artifacts.read(artifact, form)
         return next(iter(values.values())) if len(values) == 1 else values
 
     def _write(self, key: AssetKey, value: object, partition: str | None) -> Artifact:
@@ -179,6 +182,13 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
                 f"{name} has never been materialised in this Dagster instance; materialise it first"
             )
         return self.artifacts.find(key.path, version, partition)
+
+
+def _explained(
+    step: StepExecutionContext, events: Iterator[DagsterEvent]
+) -> Iterator[DagsterEvent]:
+    with explained(step):
+        yield from events
 
 
 def table_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,10 +209,7 @@ def table_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _asset_key(context: InputContext | OutputContext) -> AssetKey:
     if not context.has_asset_key:
-        raise Failure(
-            description=f"{context.name!r} is not an asset; the store keeps assets only",
-            allow_retries=False,
-        )
+        raise StoreError(f"{context.name!r} is not an asset; the store keeps assets only")
     return context.asset_key
 
 

@@ -8,12 +8,14 @@ time that it is asked, a file `broken` whenever it tells, and a file `no_cluster
 fail to launch.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,14 @@ from dagster._core.executor.step_delegating import (
     StepHandlerContext,
 )
 
+from mlops_assets import time_limit
 from mlops_assets.execution.executors import local_executor
 from mlops_assets.execution.step_handler import memoising
-from mlops_assets.failures import explained
 from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.store.memo import Outside, Seen
 from mlops_assets.store.reuse import defined_by
+
+time_limit.GRACE_SECONDS = 1.0
 
 
 def folder() -> Path:
@@ -158,11 +162,42 @@ def killed_once() -> Any:
     return {}
 
 
+@example(retry_policy=RetryPolicy(max_retries=1))
+def defective() -> Any:
+    computed("defective")
+    raise KeyError("a defect")
+
+
+@example(retry_policy=RetryPolicy(max_retries=1))
+def always_killed() -> Any:
+    computed("always_killed")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@example(retry_policy=RetryPolicy(max_retries=1), op_tags={time_limit.TIMEOUT: "0.5"})
+def too_slow() -> Any:
+    computed("too_slow")
+    time.sleep(600)
+
+
+@example(retry_policy=RetryPolicy(max_retries=1), op_tags={time_limit.TIMEOUT: "0.5"})
+def never_ends() -> Any:
+    computed("never_ends")
+    while True:  # as compiled code does, it never notices that it is interrupted
+        with suppress(BaseException):
+            time.sleep(600)
+
+
+@example(retry_policy=RetryPolicy(max_retries=1), op_tags={time_limit.TIMEOUT: "0.5"})
+def never_lets_go() -> Any:
+    computed("never_lets_go")
+    ctypes.PyDLL(None).sleep(600)  # without letting go of the interpreter
+
+
 @example(retry_policy=RetryPolicy(max_retries=5))
 def slow() -> Any:
     computed("slow")
-    with explained():
-        time.sleep(600)
+    time.sleep(600)
     return {}
 
 
@@ -215,7 +250,10 @@ def elsewhere(_: InitExecutorContext) -> Executor:
 
 chain = ["first", "second", "third"]
 defs = Definitions(
-    assets=[first, second, third, fails_once, killed_once, slow],
+    assets=[
+        *(first, second, third, fails_once, killed_once, slow),
+        *(defective, always_killed, too_slow, never_ends, never_lets_go),
+    ],
     jobs=[
         define_asset_job("chain", chain),
         define_asset_job("with_hook", ["first"], hooks={noting_hook}),
@@ -225,6 +263,8 @@ defs = Definitions(
         ),
         define_asset_job("roots_elsewhere", ["first", "slow"], executor_def=memoising(elsewhere)),
         define_asset_job("troubled", ["fails_once", "killed_once"]),
+        define_asset_job("hopeless", ["defective", "always_killed"]),
+        define_asset_job("endless", ["too_slow", "never_ends", "never_lets_go"]),
         define_asset_job("slow", ["slow"]),
     ],
     resources={"store": FaultyStore(url=EnvVar("TEST_FOLDER")), "gpu": Gpu()},

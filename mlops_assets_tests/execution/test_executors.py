@@ -130,6 +130,41 @@ def test_under_forkserver_failed_and_killed_steps_are_retried(location: Location
     assert result.steps(DagsterEventType.STEP_FAILURE) == both
 
 
+def test_under_forkserver_a_defect_is_executed_once_and_a_lost_process_counts_as_an_attempt(
+    location: Location,
+) -> None:
+    result = location.run("hopeless", FORKSERVER)
+
+    assert not result.success
+    assert result.ran == ["always_killed", "always_killed", "defective"]
+
+
+def test_under_forkserver_no_step_outlives_its_timeout_whatever_its_code_does(
+    location: Location,
+) -> None:
+    result = location.run("endless", FORKSERVER)
+
+    assert not result.success
+    assert result.ran == sorted(["too_slow", "never_ends", "never_lets_go"] * 2)
+    said = [
+        event.step_failure_data.error.to_string()
+        for event in result.events
+        if event.is_step_failure and event.step_failure_data.error is not None
+    ]
+    assert any("too_slow took longer than the 0.5s that `timeout`" in text for text in said)
+    assert [log for log in result.logs if log.startswith("never_ends took longer than the 0.5s")]
+    assert not any(_is_alive(pid) for pid in _pids_of_steps(location))
+
+
+def test_no_step_outlives_the_run_that_started_it(
+    location: Location, slow_run: subprocess.Popen[bytes]
+) -> None:
+    slow_run.kill()
+
+    slow_run.wait()
+    _wait_until(lambda: not _is_alive(_pid_of_step(location)))
+
+
 def test_retries_can_be_switched_off(location: Location) -> None:
     config = {"execution": {"config": {"forkserver": {"retries": {"disabled": {}}}}}}
 
@@ -207,8 +242,12 @@ def _status_of_only_run(instance: DagsterInstance) -> DagsterRunStatus:
 
 
 def _pid_of_step(location: Location) -> int:
-    (path,) = (location.folder / "ran").iterdir()
-    return int(path.name.split(".")[1])
+    (pid,) = _pids_of_steps(location)
+    return pid
+
+
+def _pids_of_steps(location: Location) -> list[int]:
+    return [int(path.name.split(".")[1]) for path in (location.folder / "ran").iterdir()]
 
 
 def _is_alive(pid: int) -> bool:
