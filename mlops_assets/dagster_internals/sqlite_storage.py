@@ -32,6 +32,7 @@ from dagster._core.storage.sqlite_storage import (
     _runs_directory,
     _schedule_directory,
 )
+from dagster._utils import mkdir_p
 from sqlalchemy import create_engine, event
 from watchdog.observers import Observer
 
@@ -80,7 +81,7 @@ class SqliteStorage(DagsterSqliteStorage):
         self.base_dir = base_dir
         self._run_storage = _RunStorage.from_local(_runs_directory(base_dir))
         self._event_log_storage = _EventLogStorage(_event_logs_directory(base_dir))
-        self._schedule_storage = _ScheduleStorage.from_local(_schedule_directory(base_dir))
+        self._schedule_storage = _ScheduleStorage(_schedule_directory(base_dir))
         self._inst_data = inst_data
 
     @classmethod
@@ -173,17 +174,17 @@ class _RunStorage(SqliteRunStorage):
 
 
 class _ScheduleStorage(SqliteScheduleStorage):
-    def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
-        super().__init__(conn_string, inst_data)
-        self._database = _Database(conn_string)
+    """A run on its own needs no schedules: their database is made when it is first asked for."""
 
-    @classmethod
-    def from_local(
-        cls, base_dir: str, inst_data: ConfigurableClassData | None = None
-    ) -> SqliteScheduleStorage:
-        if _is_complete(os.path.join(base_dir, "schedules.db")):
-            return cls(create_db_conn_string(base_dir, "schedules"), inst_data)
-        return super().from_local(base_dir, inst_data)
+    def __init__(self, base_dir: str) -> None:
+        mkdir_p(base_dir)
+        url = create_db_conn_string(base_dir, "schedules")
+        super().__init__(url)
+        self._database = _Database(url, lambda: self._prepare(base_dir))
+
+    def _prepare(self, base_dir: str) -> None:
+        if not _is_complete(os.path.join(base_dir, "schedules.db")):
+            SqliteScheduleStorage.from_local(base_dir)
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:

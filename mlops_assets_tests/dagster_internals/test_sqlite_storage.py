@@ -155,6 +155,16 @@ def test_a_home_without_a_configuration_gets_this_storage_too(tmp_path: Path) ->
     assert history(tmp_path, "any").exists()
 
 
+def test_the_database_of_schedules_is_made_when_it_is_asked_for(
+    instance: DagsterInstance, home: Path
+) -> None:
+    database = home / "schedules" / "schedules.db"
+    run(instance)
+    assert not database.exists()
+    assert instance.all_instigator_state() == []
+    assert rows(database, "SELECT count(*) FROM alembic_version") == [(1,)]
+
+
 def test_what_is_told_together_is_there_in_full_or_not_at_all(
     instance: DagsterInstance, home: Path
 ) -> None:
