@@ -4,7 +4,7 @@ BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.mlops/dagster
 export DAGSTER_DISABLE_TELEMETRY ?= yes
 
-.PHONY: help setup run test test-browser dev check lock audit sbom clean
+.PHONY: help setup run test test-browser faults dev check lock audit sbom clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -29,6 +29,14 @@ test: setup  ## the tests that need nothing but Python
 
 test-browser: setup  ## the tests that drive the UI; they need Chromium
 	$(BIN)/pytest -m browser
+
+FAULTS ?= 5
+FAULTS_LOG := .mlops/faults.jsonl
+faults: setup  ## inject FAULTS (5) times the faults of `make test`, and write docs/reliability.md anew
+	@mkdir -p $(dir $(FAULTS_LOG)) && rm -f $(FAULTS_LOG)
+	export MLOPS_TEST_FAULTS=$(FAULTS) MLOPS_TEST_FAULTS_LOG=$(CURDIR)/$(FAULTS_LOG); \
+	$(BIN)/pytest -m faults mlops_assets_tests/faults; code=$$?; \
+	$(BIN)/python -m mlops_assets_tests.faults.report $(FAULTS_LOG) && exit $$code
 
 dev: setup .mlops/dagster/dagster.yaml  ## the Dagster UI on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml

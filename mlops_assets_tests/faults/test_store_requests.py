@@ -339,11 +339,9 @@ def test_the_clients_real_waits_are_bounded(
     flaky = FlakyServer(s3_endpoint, hold=600)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     with flaky.started() as endpoint:
-        for trial, fault in zip(
-            trials("the store fails all requests, the client as it is", 1),
-            ("503 SlowDown", "no answer", "reset", "500"),
-            strict=False,
-        ):
+        faults = ("no answer", "503 SlowDown", "reset", "500")
+        name = "the store fails all requests, the client as it is"
+        for trial, fault in zip(trials(name, 1), faults, strict=False):
             with trial:
                 store = ArtifactStore(f"s3://{BUCKET}/{uuid.uuid4().hex}", endpoint)
                 flaky.be_bad(1, trial.random, (fault,))
