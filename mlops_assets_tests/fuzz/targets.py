@@ -303,8 +303,7 @@ retries: {max: 2, delay: 1m}
 """
 
 
-def _pipelines() -> list[bytes]:
-    return [RICH, STEPS, *(path.read_bytes() for path in sorted(SHIPPED.glob("*.yaml")))]
+PIPELINES = [RICH, STEPS, *(path.read_bytes() for path in sorted(SHIPPED.glob("*.yaml")))]
 
 
 def _load_pipeline(content: bytes, folder: Path) -> Any:
@@ -337,6 +336,6 @@ TARGETS = {
             )
             for suffix in ("csv", "csv.gz", "jsonl", "jsonl.gz", "parquet")
         ),
-        Target("pipeline", _pipelines, _load_pipeline),
+        Target("pipeline", PIPELINES.copy, _load_pipeline),
     )
 }
