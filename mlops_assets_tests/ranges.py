@@ -13,6 +13,11 @@ from dagster._core.storage.tags import (
 )
 
 
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """Return the tags of a run for all partitions from the first to the last."""
+    return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+
+
 def materialize_range(
     definitions: Definitions,
     instance: DagsterInstance,
@@ -27,11 +32,7 @@ def materialize_range(
         instance=instance,
         raise_on_error=False,
         asset_selection=list(keys),
-        tags={
-            ASSET_PARTITION_RANGE_START_TAG: first,
-            ASSET_PARTITION_RANGE_END_TAG: last,
-            **(tags or {}),
-        },
+        tags={**range_tags(first, last), **(tags or {})},
     )
 
 

@@ -13,10 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from dagster import (
+    AssetCheckSpec,
     AssetKey,
+    AssetsDefinition,
+    BackfillPolicy,
     Backoff,
     Jitter,
     MetadataValue,
+    PartitionsDefinition,
+    PreviewWarning,
     RetryPolicy,
     TextMetadataValue,
     UrlMetadataValue,
@@ -73,6 +78,23 @@ def step_settings(spec: PipelineSpec, *assets: str, trains: bool = False) -> Ste
     if spec.timeout is not None:
         options["op_tags"][TIMEOUT] = str(spec.timeout)
     return {"retry_policy": retry_policy(spec.retries), **options}
+
+
+def in_one_run(asset: AssetsDefinition) -> AssetsDefinition:
+    """Have partitions that are launched together be one run, and return the asset.
+
+    Each of them is still by itself: see `mlops_assets.store.ranges`.
+    """
+    return asset.with_attributes(backfill_policy=BackfillPolicy.single_run())
+
+
+def check_of_partitions(
+    name: str, key: AssetKey, description: str, partitions: PartitionsDefinition[str]
+) -> AssetCheckSpec:
+    """Return a check of which every partition has its own result, also those of one run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PreviewWarning)
+        return AssetCheckSpec(name, asset=key, description=description, partitions_def=partitions)
 
 
 @contextmanager

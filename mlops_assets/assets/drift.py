@@ -6,11 +6,11 @@ promotion or a rollback. It is made once for each model, when the first of its d
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetCheckResult,
-    AssetCheckSpec,
     AssetExecutionContext,
     AssetIn,
     AssetsDefinition,
@@ -18,16 +18,24 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, step_settings, warnings_logged
+from mlops_assets.assets.common import (
+    STORE,
+    check_of_partitions,
+    in_one_run,
+    key_of,
+    step_settings,
+    warnings_logged,
+)
 from mlops_assets.assets.drift_report import FEATURES, REALISED, SCORES, facts, reports
 from mlops_assets.assets.predictions import not_asked, scoring_days
 from mlops_assets.errors import DataError, StoreError
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage, labels_seen
-from mlops_assets.store.artifacts import Artifact, ArtifactStore
+from mlops_assets.store.artifacts import Artifact, ArtifactStore, CorruptArtifactError
 from mlops_assets.store.champions import Champions
 from mlops_assets.store.history import history
 from mlops_assets.store.io_manager import LOAD_AS, StoreIOManager
+from mlops_assets.store.layout import reference_path
 from mlops_assets.store.memo import Outside
 from mlops_assets.store.reuse import defined_by
 
@@ -62,7 +70,8 @@ def build_drift(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         owners=spec.owners,
         kinds={"json"},
         check_specs=[
-            AssetCheckSpec(name, asset=key, description=text) for name, text in checks.items()
+            check_of_partitions(name, key, text, scoring_days(spec))
+            for name, text in checks.items()
         ],
         group_name=spec.name,
         **step_settings(spec, "drift"),
@@ -82,7 +91,7 @@ def build_drift(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         yield Output(found, metadata=facts(found, drawn), tags={LABELS: labels})
         yield from reports(found, spec)
 
-    return drift
+    return in_one_run(drift)
 
 
 def compared(
@@ -150,8 +159,10 @@ def _reference(
     """Return the reference of a model, from the store if it was made before."""
     from mlops_assets.ml.drift import FORMAT, reference
 
-    path = f".references/{spec.name}/{version}-{FORMAT}.json"
-    known = store.get_record(path)
+    path = reference_path(spec.name, version, FORMAT)
+    known = None
+    with suppress(CorruptArtifactError):  # made again
+        known = store.get_record(path)
     if known is None:
         train, test = _made_from(spec, store, version)
         known = reference(model, store.read(train), store.read(test))

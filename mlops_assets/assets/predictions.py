@@ -7,7 +7,6 @@ from typing import Any
 from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
-    AssetCheckSpec,
     AssetExecutionContext,
     AssetIn,
     AssetsDefinition,
@@ -16,11 +15,18 @@ from dagster import (
     asset,
 )
 
-from mlops_assets.assets.common import STORE, key_of, step_settings, warnings_logged
+from mlops_assets.assets.common import (
+    STORE,
+    check_of_partitions,
+    in_one_run,
+    key_of,
+    step_settings,
+    warnings_logged,
+)
 from mlops_assets.dagster_internals.steps import recorded_input_version
 from mlops_assets.spec import PipelineSpec
 from mlops_assets.stages import Stage
-from mlops_assets.store.io_manager import StoreIOManager
+from mlops_assets.store.io_manager import READ_ONCE, StoreIOManager
 from mlops_assets.store.reuse import defined_by
 from mlops_assets.wording import redacted
 
@@ -53,7 +59,8 @@ def not_asked(spec: PipelineSpec) -> list[str]:
 def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
     """Return the asset `p/predictions`, with a check that no id is there twice if ids are named.
 
-    A day is a run of its own, in a backfill too: it has its own version, and fails by itself.
+    Days that are launched together are one run, in which each has its own version and fails by
+    itself: see `mlops_assets.store.ranges`.
     """
     score = spec.score
     assert score is not None
@@ -61,7 +68,7 @@ def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
 
     @asset(
         key=key,
-        ins={"model": AssetIn(key_of(spec, "champion"))},
+        ins={"model": AssetIn(key_of(spec, "champion"), metadata={READ_ONCE: True})},
         partitions_def=scoring_days(spec),
         io_manager_key=STORE,
         required_resource_keys={STORE},
@@ -71,8 +78,8 @@ def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         owners=spec.owners,
         kinds={"scikitlearn", "parquet"},
         check_specs=[
-            AssetCheckSpec(
-                UNIQUE_IDS, asset=key, description=f"{', '.join(score.id)}: no two rows have it."
+            check_of_partitions(
+                UNIQUE_IDS, key, f"{', '.join(score.id)}: no two rows have it.", scoring_days(spec)
             )
         ]
         if score.id
@@ -128,4 +135,4 @@ def build_predictions(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                 metadata={"repeated_ids": repeated, "partition": day},
             )
 
-    return predictions
+    return in_one_run(predictions)

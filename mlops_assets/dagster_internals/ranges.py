@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dagster import DagsterEvent, DagsterEventType, RetryRequested, partition_loading_context
+from dagster import (
+    AssetKey,
+    DagsterEvent,
+    DagsterEventType,
+    RetryRequested,
+    partition_loading_context,
+)
 from dagster._core.definitions.partitions.utils.multi import (
     MultiPartitionKey,
     get_tags_from_multi_partition_key,
 )
 from dagster._core.events import EngineEventData
+from dagster._core.execution.context.data_version_cache import DataVersionCache
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._core.execution.plan.objects import StepSuccessData, TypeCheckData
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
@@ -82,7 +89,7 @@ def for_partition(step: StepExecutionContext, partition: str) -> StepExecutionCo
         tags |= get_tags_from_multi_partition_key(partition)
     log = step.log.with_tags()
     log.addFilter(_OfPartition(partition))
-    return StepExecutionContext(
+    context = StepExecutionContext(
         plan_data=step.plan_data._replace(dagster_run=run.with_tags(tags)),
         execution_data=step._execution_data,
         log_manager=log,
@@ -91,6 +98,28 @@ def for_partition(step: StepExecutionContext, partition: str) -> StepExecutionCo
         known_state=step.get_known_state(),
         event_loop=step.event_loop,
     )
+    context._data_version_cache = _InputVersions(context, step)
+    return context
+
+
+class _InputVersions(DataVersionCache):
+    """The versions of inputs; those without partitions as they were when the step began."""
+
+    def __init__(self, context: StepExecutionContext, step: StepExecutionContext) -> None:
+        super().__init__(context)
+        self._step = step
+
+    def _fetch_input_asset_version_info(self, asset_keys: Sequence[AssetKey]) -> None:
+        layer = self._step.job_def.asset_layer
+        shared = [key for key in asset_keys if layer.get(key).partitions_def is None]
+        for key in shared:
+            info = self._step.maybe_fetch_and_get_input_asset_version_info(key)
+            self.input_asset_version_info[key] = info
+        super()._fetch_input_asset_version_info([key for key in asset_keys if key not in shared])
+
+    def wipe_input_asset_version_info(self, key: AssetKey) -> None:
+        super().wipe_input_asset_version_info(key)
+        self._step.wipe_input_asset_version_info(key)
 
 
 @dataclass(frozen=True)

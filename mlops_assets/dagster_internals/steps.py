@@ -98,12 +98,10 @@ def asset_outputs(step: StepExecutionContext) -> dict[AssetKey, str]:
     """Return the assets that a step materialises, with the names of the op's outputs.
 
     Empty for steps that do something else: ops, observations, checks, parts of a graph but the ones
-    that make its assets, and steps that fill several partitions in one go.
+    that make its assets.
     """
     assets = step.assets_def
     if assets is None or not assets.is_materializable:
-        return {}
-    if step.has_partition_key_range and not step.has_partition_key:
         return {}
     layer, made = step.job_def.asset_layer, step.get_output_asset_keys()
     return {

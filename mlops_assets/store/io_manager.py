@@ -7,6 +7,7 @@ materialised since. What bytes are and where they lie is the rest of this folder
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from dagster import (
 from pydantic import Field, PrivateAttr
 
 from mlops_assets.dagster_internals.database import FINGERPRINT
+from mlops_assets.dagster_internals.ranges import for_partition, partitions_in_range
 from mlops_assets.dagster_internals.steps import (
     instance_id,
     is_in_step,
@@ -37,6 +39,7 @@ from mlops_assets.errors import StoreError, UserError
 from mlops_assets.failures import explained, silent_when_its_pod_ends
 from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.memo import Memo, Outside
+from mlops_assets.store.ranges import one_by_one
 from mlops_assets.store.reuse import StepComputation, latest_materialization, nothing_to_do
 from mlops_assets.time_limit import bounded
 
@@ -46,6 +49,10 @@ if TYPE_CHECKING:
 LOAD_AS = "mlops/load_as"
 """Metadata of an input that says in which form a step wants it: "frame", "table" or "batches" for
 tables, "artifact" for the reference alone, which reads no content."""
+
+READ_ONCE = "mlops/read_once"
+"""Metadata of an input: True for a value that the step leaves as it is, a model say, so that a step
+over many partitions reads it once."""
 
 
 class StoreIOManager(ConfigurableIOManager, StepLauncher):
@@ -65,6 +72,7 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         return ArtifactStore(self.url, self.endpoint_url)
 
     _running: dict[tuple[str, str], StepComputation] = PrivateAttr(default_factory=dict)
+    _read: dict[Artifact, Any] | None = PrivateAttr(default=None)
 
     @property
     def outside(self) -> Outside:
@@ -76,8 +84,24 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
 
         What it raises, and how long it may take, is decided here for every step alike.
         """
-        with silent_when_its_pod_ends(step_context.log), explained(step_context):
-            yield from bounded(step_context, self._events(step_context))
+        with silent_when_its_pod_ends(step_context.log):
+            if partitions_in_range(step_context):
+                with explained(step_context), self._reading_once():
+                    yield from one_by_one(step_context, self._attempt)
+            else:
+                yield from self._attempt(step_context)
+
+    @contextmanager
+    def _reading_once(self) -> Iterator[None]:
+        self._read = {}
+        try:
+            yield
+        finally:
+            self._read = None
+
+    def _attempt(self, step: StepExecutionContext) -> Iterator[DagsterEvent]:
+        with explained(step):
+            yield from bounded(step, self._events(step))
 
     def _events(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
         computation = StepComputation.of(step_context, self.outside)
@@ -100,11 +124,26 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         UserError, OSError
             What it depends on cannot be looked up.
         """
-        computation = StepComputation.of(step_context, self.outside)
-        events = self._reused(step_context, computation)
+        partitions = partitions_in_range(step_context)
+        if not partitions:
+            return self._known(step_context)
+        if any(self._known(for_partition(step_context, one)) is None for one in partitions):
+            return None
+        return _explained(step_context, one_by_one(step_context, self._still_known))
+
+    def _known(self, step: StepExecutionContext) -> Iterator[DagsterEvent] | None:
+        computation = StepComputation.of(step, self.outside)
+        events = self._reused(step, computation)
         if computation and events:
             events = self._telling(computation, events)
-        return events and _explained(step_context, events)
+        return events and _explained(step, events)
+
+    def _still_known(self, step: StepExecutionContext) -> Iterator[DagsterEvent]:
+        events = self._known(step)
+        with explained(step):
+            if events is None:  # the next attempt finds so first, and has it computed
+                raise OSError("what was computed before was there a moment ago, and is gone")
+        yield from events
 
     def _reused(
         self, step: StepExecutionContext, computation: StepComputation | None
@@ -161,12 +200,19 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         Of several partitions, a dict by partition.
         """
         key = _asset_key(context)
-        form = (context.definition_metadata or {}).get(LOAD_AS)
+        metadata = context.definition_metadata or {}
+        form, once = metadata.get(LOAD_AS), metadata.get(READ_ONCE) is True
         values = {}
         for partition, version in _versions(context, key).items():
             artifact = self._find(key, partition, version)
-            is_reference = form == "artifact"
-            values[partition] = artifact if is_reference else self.artifacts.read(artifact, form)
+            if form == "artifact":
+                values[partition] = artifact
+            elif once and self._read is not None:
+                if artifact not in self._read:
+                    self._read = {artifact: self.artifacts.read(artifact, form)}
+                values[partition] = self._read[artifact]
+            else:
+                values[partition] = self.artifacts.read(artifact, form)
         return next(iter(values.values())) if len(values) == 1 else values
 
     def _write(self, key: AssetKey, value: object, partition: str | None) -> Artifact:

@@ -14,10 +14,18 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster import (
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRunStatus,
+    Definitions,
+    RunsFilter,
+)
 
+from mlops_assets.store.reuse import MEMOIZED
 from mlops_assets_tests.conftest import CUSTOMERS, Project, instance_of, train_once
+from mlops_assets_tests.ranges import backfill_of, is_over
 from mlops_assets_tests.servers import stop_group
 
 pytestmark = pytest.mark.daemon
@@ -29,8 +37,9 @@ DAYS = [
     for n in range(int(os.environ.get("MLOPS_TEST_DAYS", "5")))
 ]
 BAD = DAYS[2]
+ROWS = 2_000_000 // len(DAYS)  # of a day: the kill has to find the run in the middle
 MINUTES = 5 + len(DAYS) / 3
-KEY = AssetKey(["customers", "predictions"])
+PREDICTIONS, DRIFT = AssetKey(["customers", "predictions"]), AssetKey(["customers", "drift"])
 
 
 @pytest.fixture
@@ -78,47 +87,39 @@ def test_a_backfill_survives_that_everything_is_killed_and_a_bad_file_fails_only
     for number, day in enumerate(DAYS):
         path = customers.folder / "pipelines" / "inbox" / day / "a.csv"
         path.parent.mkdir(parents=True)
-        path.write_text("age\n1\n" if day == BAD else f"age,plan\n{20 + number},basic\n")
+        path.write_text("age\n1\n" if day == BAD else "age,plan\n" + f"{number},basic\n" * ROWS)
 
     with instance_of(home) as instance:
         customers.instance = instance
         train_once(customers, trained_store)
-        backfill = _backfill(customers)
+        definitions = customers.definitions()
+        backfill = backfill_of(definitions, instance, [PREDICTIONS, DRIFT], DAYS)
         instance.add_backfill(backfill)
 
         def until(done: Callable[[], bool]) -> None:
             while not done():
                 log = customers.folder / "daemon.log"
                 assert time.monotonic() < deadline, log.read_text()[-5000:]
-                time.sleep(0.2)
-
-        def running() -> int:
-            return instance.get_runs_count(RunsFilter(statuses=[DagsterRunStatus.STARTED]))
-
-        def is_over() -> bool:
-            found = instance.get_backfill(backfill.backfill_id)
-            assert found is not None
-            return found.status in (
-                BulkActionStatus.COMPLETED,
-                BulkActionStatus.COMPLETED_SUCCESS,
-                BulkActionStatus.COMPLETED_FAILED,
-            )
+                time.sleep(0.1)
 
         deadline = time.monotonic() + 60 * MINUTES
         first = start()
-        until(lambda: len(instance.get_materialized_partitions(KEY)) >= len(DAYS) // 4)
-        until(lambda: running() > 0)
+        until(lambda: len(instance.get_materialized_partitions(PREDICTIONS)) >= len(DAYS) // 4)
         _kill_everything_in(home)
         first.wait()
-        orphans = running()
+        finished = instance.get_materialized_partitions(PREDICTIONS)
+        orphans = instance.get_runs_count(RunsFilter(statuses=[DagsterRunStatus.STARTED]))
         start()
-        until(is_over)
+        until(lambda: is_over(instance, backfill.backfill_id))
 
-        assert orphans > 0
         good = set(DAYS) - {BAD}
-        assert instance.get_materialized_partitions(KEY) == good
+        assert orphans == 1, "all days are one run"
+        assert finished < good
+        for key in (PREDICTIONS, DRIFT):
+            assert instance.get_materialized_partitions(key) == good
         _assert_one_object_for_each_day(customers, instance, good)
-        assert _failures(instance) == {BAD}
+        assert len(_scored(instance) & finished) <= 1, "of a day the last thing to be written"
+        assert _told(instance, definitions) == {(key, BAD) for key in (PREDICTIONS, DRIFT)}
 
 
 def _kill_everything_in(home: Path) -> None:
@@ -130,45 +131,47 @@ def _kill_everything_in(home: Path) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def _backfill(project: Project) -> PartitionBackfill:
-    graph = project.definitions().resolve_asset_graph()
-    return PartitionBackfill.from_asset_partitions(
-        backfill_id="all_days",
-        asset_graph=graph,
-        partition_names=DAYS,
-        asset_selection=[KEY],
-        backfill_timestamp=time.time(),
-        tags={},
-        dynamic_partitions_store=project.instance,
-        all_partitions=False,
-        title=None,
-        description=None,
-        run_config=None,
-    )
-
-
 def _assert_one_object_for_each_day(
     project: Project, instance: DagsterInstance, days: set[str]
 ) -> None:
     recorded: dict[str, set[str]] = defaultdict(set)
-    for record in instance.fetch_materializations(KEY, limit=1000).records:
+    for record in instance.fetch_materializations(PREDICTIONS, limit=1000).records:
         made = record.asset_materialization
         assert made is not None
         recorded[str(made.partition)].add((made.tags or {})["dagster/data_version"])
     for day in days:
-        [artifact] = project.store.versions(KEY.path, day)
+        [artifact] = project.store.versions(PREDICTIONS.path, day)
         assert recorded[day] == {artifact.version}
-        assert len(project.store.read(artifact)) == 1
+        assert len(project.store.read(artifact)) == ROWS
 
 
-def _failures(instance: DagsterInstance) -> set[str]:
-    """Return the days of which a step failed; each names the bad file."""
-    days = set()
-    for run in instance.get_runs():
-        for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE):
-            assert entry.dagster_event is not None
-            user = entry.dagster_event.step_failure_data.user_failure_data
-            assert user is not None
-            assert f"inbox/{BAD}/a.csv lacks the column plan" in (user.description or "")
-            days.add(run.tags["dagster/partition"])
-    return days
+def _scored(instance: DagsterInstance) -> set[str]:
+    """Return the days that were scored, rather than reused, by the run that went on."""
+    [last, _] = instance.get_runs(RunsFilter(tags={"dagster/backfill": "all_days"}))
+    records = instance.fetch_materializations(PREDICTIONS, limit=1000).records
+    return {
+        str(made.partition)
+        for record in records
+        if record.run_id == last.run_id
+        and (made := record.asset_materialization)
+        and MEMOIZED not in made.metadata
+    }
+
+
+def _told(instance: DagsterInstance, definitions: Definitions) -> set[tuple[AssetKey, str]]:
+    """Return what the backfill shows as failed, after a look at what its run says of it."""
+    [failure] = [
+        entry.get_dagster_event().step_failure_data.user_failure_data
+        for run in instance.get_runs()
+        for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE)
+    ]
+    assert failure is not None
+    said = failure.description or ""
+    assert f"1 of {len(DAYS)} partitions failed" in said
+    assert f"inbox/{BAD}/a.csv lacks the column plan" in said
+
+    backfill = instance.get_backfill("all_days")
+    assert backfill is not None
+    data = backfill.get_asset_backfill_data(definitions.resolve_asset_graph())
+    failed = data.failed_and_downstream_subset.iterate_asset_partitions()
+    return {(one.asset_key, str(one.partition_key)) for one in failed}

@@ -23,6 +23,7 @@ from typing import Any
 from dagster import (
     AssetCheckResult,
     AssetCheckSpec,
+    AssetExecutionContext,
     AssetsDefinition,
     ConfigurableResource,
     DagsterEvent,
@@ -34,6 +35,7 @@ from dagster import (
     InitResourceContext,
     Output,
     RetryPolicy,
+    StaticPartitionsDefinition,
     asset,
     define_asset_job,
     executor,
@@ -57,6 +59,7 @@ from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.store.memo import Outside, Seen
 from mlops_assets.store.reuse import defined_by
 
+PARTS = StaticPartitionsDefinition(["one", "two", "three"])
 time_limit.GRACE_SECONDS = 1.0
 
 
@@ -99,8 +102,9 @@ class Changeable:
     code: None = None
     recompute: bool = False
 
-    def look(self, _outside: Outside, _partition: str | None) -> dict[str, Seen]:
-        return {"code": Seen(str(code(self.name)))}
+    def look(self, _outside: Outside, partition: str | None) -> dict[str, Seen]:
+        name = self.name if partition is None else f"{self.name}_{partition}"
+        return {"code": Seen(str(code(name)))}
 
     def is_current(self) -> bool:
         return True
@@ -201,6 +205,21 @@ def slow() -> Any:
     return {}
 
 
+@example(partitions_def=PARTS, retry_policy=RetryPolicy(max_retries=1))
+def parts(context: AssetExecutionContext) -> Any:
+    name = f"parts_{context.partition_key}"
+    value = computed(name)
+    if (folder() / "killing" / name).exists():
+        (folder() / "killing" / name).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": value}
+
+
+@example(partitions_def=PARTS)
+def below(context: AssetExecutionContext, parts: Any) -> Any:
+    return {"value": computed(f"below_{context.partition_key}") + parts["value"]}
+
+
 @success_hook(required_resource_keys={"gpu"})
 def noting_hook(context: HookContext) -> None:
     note("hooked", context.op.name)
@@ -251,7 +270,7 @@ def elsewhere(_: InitExecutorContext) -> Executor:
 chain = ["first", "second", "third"]
 defs = Definitions(
     assets=[
-        *(first, second, third, fails_once, killed_once, slow),
+        *(first, second, third, fails_once, killed_once, slow, parts, below),
         *(defective, always_killed, too_slow, never_ends, never_lets_go),
     ],
     jobs=[
@@ -266,6 +285,8 @@ defs = Definitions(
         define_asset_job("hopeless", ["defective", "always_killed"]),
         define_asset_job("endless", ["too_slow", "never_ends", "never_lets_go"]),
         define_asset_job("slow", ["slow"]),
+        define_asset_job("parts", ["parts", "below"]),
+        define_asset_job("parts_elsewhere", ["parts", "below"], executor_def=memoising(elsewhere)),
     ],
     resources={"store": FaultyStore(url=EnvVar("TEST_FOLDER")), "gpu": Gpu()},
     executor=local_executor,

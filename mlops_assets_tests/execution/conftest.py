@@ -19,6 +19,7 @@ from dagster import (
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from mlops_assets.execution import executors
+from mlops_assets_tests.ranges import range_tags
 
 CODE_LOCATION = "mlops_assets_tests.execution.code_location"
 FORKSERVER = {"execution": {"config": {"forkserver": {"max_concurrent": 2}}}}
@@ -65,12 +66,21 @@ class Location:
     folder: Path
     instance: DagsterInstance
 
-    def run(self, job: str, config: dict[str, Any] | None = None) -> Result:
+    def run(
+        self,
+        job: str,
+        config: dict[str, Any] | None = None,
+        parts: tuple[str, str] | None = None,
+    ) -> Result:
+        """Run a job to its end, for all partitions from one to another if they are given."""
         seen = {kind: len(self.noted(kind)) for kind in ("ran", "launched", "initialised")}
         repository = ReconstructableRepository.for_module(CODE_LOCATION, "defs")
         # Not in a with statement, which would initialise the resources in this process.
         result = execute_job(
-            repository.get_reconstructable_job(job), self.instance, run_config=config
+            repository.get_reconstructable_job(job),
+            self.instance,
+            run_config=config,
+            tags=range_tags(*parts) if parts else None,
         )
         entries = self.instance.all_logs(result.run_id)
         return Result(

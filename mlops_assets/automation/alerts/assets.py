@@ -89,10 +89,12 @@ def _drift(watch: Watch, run_id: str, key: AssetKey, entries: list[EventLogEntry
     checks = [entry.get_dagster_event().asset_check_evaluation_data for entry in entries]
     run = watch.instance.get_run_by_id(run_id) if run_id else None
     is_error = any(check.severity.name == "ERROR" for check in checks)
+    of_one_day = len({check.partition for check in checks}) == 1
     return Incident(
         title=f"drift in {key.path[0]}",
         details="\n".join(
-            f"{check.check_name} ({check.severity.name.lower()}): {check.description or 'failed'}"
+            ("" if of_one_day else f"{check.partition} ")
+            + f"{check.check_name} ({check.severity.name.lower()}): {check.description or 'failed'}"
             for check in checks
         ),
         kind="failure" if is_error else "warning",
