@@ -213,5 +213,7 @@ def test_a_password_is_hidden_also_where_a_long_line_is_cut() -> None:
 
 
 def test_whatever_may_be_secret_in_a_url_is_hidden() -> None:
-    error = "https://me:p@hunter2@host/a.csv?sig=hunter3&x=1 is gone, 's3://bucket/b?k=hunter4' too?"
+    error = (
+        "https://me:p@hunter2@host/a.csv?sig=hunter3&x=1 is gone, 's3://bucket/b?k=hunter4' too?"
+    )
     assert shown(error) == "https://…@host/a.csv?… is gone, 's3://bucket/b?…' too?"

@@ -145,14 +145,14 @@ def test_under_forkserver_no_step_outlives_its_timeout_whatever_its_code_does(
     result = location.run("endless", FORKSERVER)
 
     assert not result.success
-    assert result.ran == sorted(["too_slow", "never_ends", "never_lets_go"] * 2)
+    assert result.ran == ["never_ends", "never_lets_go", "too_slow"]
     said = [
         event.step_failure_data.error.to_string()
         for event in result.events
         if event.is_step_failure and event.step_failure_data.error is not None
     ]
-    assert any("too_slow took longer than the 0.5s that `timeout`" in text for text in said)
-    assert [log for log in result.logs if log.startswith("never_ends took longer than the 0.5s")]
+    assert any("too_slow took longer than the 5s that `timeout`" in text for text in said)
+    assert [log for log in result.logs if log.startswith("never_ends took longer than the 5s")]
     assert not any(_is_alive(pid) for pid in _pids_of_steps(location))
 
 
