@@ -8,11 +8,13 @@ from difflib import get_close_matches
 
 _LONGEST = 80
 
-# up to the last @ before a path; or, where a password has a / in it, up to the next @
-_USER = re.compile(r"([\w+.-]+)://(?:([^/\s]+)|[^/\s:@]*:(?!\d+(?:/|\s|$))[^\s@]*)@")
-# what follows a ? is a glob, and no secret, unless it has names and values
+# With limits, and without a scheme of any length: texts of errors can be long, and quote anything.
+# Up to the last @ before a path; or, where a password has a / in it, up to the next @.
+_USER = re.compile(r"://(?:([^/\s]+)|[^/\s:@]{0,100}:(?!\d+(?:/|\s|$))[^\s@]{0,200})@")
+# What follows a ? is a glob, and no secret, unless it has names and values.
 _QUERY = re.compile(
-    r"""(https?://[^\s?]*\?|[\w+.-]+://[^\s?]*\?(?=[^\s'"`]*=)|\burl: /[^\s?]*\?)[^\s'"`]+"""
+    r"""((?:https?://|\burl: /)[^\s?]{0,500}\?|://[^\s?]{0,500}\?(?=[^\s'"`]{0,500}=))"""
+    r"""[^\s'"`]+"""
 )
 _CONTAINERS = ("abfs", "abfss")  # abfs://container@account
 
@@ -26,9 +28,9 @@ def redacted(text: str) -> str:
 
 
 def _without_user(found: re.Match[str]) -> str:
-    scheme, user = found.groups()
-    is_container = scheme in _CONTAINERS and user is not None and not set(user) & set(":@")
-    return found[0] if is_container else f"{scheme}://…@"
+    user, before = found[1], found.string[max(found.start() - 5, 0) : found.start()]
+    is_container = before.endswith(_CONTAINERS) and user and not set(user) & set(":@")
+    return found[0] if is_container else "://…@"
 
 
 def shown(value: object) -> str:

@@ -152,6 +152,13 @@ def test_the_way_in_leads_to_the_proxy_alone() -> None:
     assert set(peer) == {"namespaceSelector"}
 
 
+def test_pages_of_others_cannot_use_somebodys_log_in() -> None:
+    """The webserver executes what any page in a browser asks it for: the cookie must stay away."""
+    (proxy,) = templates(render("overlays/cloud"))["auth-proxy"]["spec"]["containers"]
+    assert {"--cookie-samesite=lax", "--cookie-secure=true"} <= set(proxy["args"])
+    assert not [it for it in proxy["args"] if "skip-auth" in it or "trusted-ip" in it]
+
+
 def test_no_service_is_open_to_the_outside() -> None:
     for overlay in OVERLAYS:
         services = of_kind(render(overlay), "Service")

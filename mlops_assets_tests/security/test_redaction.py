@@ -49,6 +49,15 @@ def test_what_may_be_secret_in_urls_is_hidden_and_nothing_else(text: str, told: 
     assert redacted(told) == told
 
 
+@pytest.mark.parametrize(
+    "part", ["a", "a.", "://", "http://", "://a:b/", "http://?", "://?", "a@", "="]
+)
+def test_a_long_text_does_not_take_long(part: str) -> None:
+    """Were the time quadratic, this would take minutes."""
+    text = part * 20_000
+    assert redacted(f"{text} http://me:hunter2@host").endswith(" http://…@host")
+
+
 def test_a_value_that_is_cut_for_a_message_is_without_its_secret() -> None:
     assert shown(f"https://me:hunter2@host/{'x' * 100}").startswith("'https://…@host/xxx")
 
