@@ -229,11 +229,12 @@ class LocalObjects:
         for parent, folders, names in os.walk(self.root / folder, onerror=self._walk_error):
             if not recursive:
                 folders.clear()
+            below = PurePath(parent).relative_to(self.root).as_posix()
+            prefix = "" if below == "." else f"{below}/"
             for name in names:
                 if not name.startswith("."):
-                    file = Path(parent, name)
                     with suppress(FileNotFoundError):  # deleted since its folder was read
-                        yield _info(file.relative_to(self.root).as_posix(), file.stat())
+                        yield _info(f"{prefix}{name}", os.stat(f"{parent}/{name}"))
 
     def delete(self, paths: Sequence[str]) -> None:
         """See `Objects`."""
