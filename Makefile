@@ -61,8 +61,9 @@ lock: setup  ## pin the newest allowed packages in requirements.lock, and the im
 audit: setup  ## known vulnerabilities of the locked packages
 	$(BIN)/python .ci/audit.py
 
-sbom: setup  ## sbom.cdx.json: what requirements.lock installs, as a CycloneDX bill of materials
-	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock \
+LOCK ?= requirements.lock
+sbom: setup  ## sbom.cdx.json: what LOCK installs, as a CycloneDX bill of materials
+	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements $(LOCK) \
 		--pyproject pyproject.toml --output-reproducible --validate --output-file sbom.cdx.json
 
 clean:  ## remove the virtual environment and everything that the project stored in the checkout

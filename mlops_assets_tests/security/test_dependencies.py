@@ -77,12 +77,14 @@ def test_a_service_that_knows_no_advisories_is_not_taken_for_a_good_answer(
     assert "That is not an audit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lock", ["requirements.lock", "k8s/requirements.lock"])
 def test_the_bill_of_materials_lists_what_is_locked_with_its_hashes(
-    audit: ModuleType, tmp_path: Path
+    audit: ModuleType, tmp_path: Path, lock: str
 ) -> None:
     makefile = (PROJECT / "Makefile").read_text()
     _, _, recipe = makefile.partition("\nsbom: ")
     command = recipe.split("\n\n")[0].partition("$(BIN)/python ")[2].replace("\\\n", " ").split()
+    command[command.index("$(LOCK)")] = lock
     target = tmp_path / "sbom.cdx.json"
     command[command.index("sbom.cdx.json")] = str(target)
     command[command.index("--validate")] = "--no-validate"  # against the schema: 6 s of processor
@@ -92,7 +94,7 @@ def test_the_bill_of_materials_lists_what_is_locked_with_its_hashes(
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "mlops-assets"
     components = bill["components"]
-    assert {it["name"]: it["version"] for it in components} == audit.locked("requirements.lock")
+    assert {it["name"]: it["version"] for it in components} == audit.locked(lock)
     for component in components:
         name, version = component["name"], component["version"]
         assert component["purl"].startswith(f"pkg:pypi/{name}@{version}")
