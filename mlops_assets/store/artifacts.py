@@ -30,7 +30,7 @@ from mlops_assets.store.objects import ObjectInfo, ObjectMissingError, Upload, o
 
 _CHUNK = 1024 * 1024  # bytes
 _READS = 2  # before something is called damaged: what was damaged on its way is right the next time
-_DIGEST = "sha256"  # field of a record: the beginning of the digest of all others
+_DIGEST = "sha256"  # field of a record: the beginning of the digest of its path and all others
 
 
 class MissingArtifactError(StoreError):
@@ -224,12 +224,12 @@ class ArtifactStore:
         Of several writers at once exactly one gets True. `path` is below a folder whose name begins
         with a dot: ``.champions/churn/00000001.json``.
         """
-        return self._objects.create(record_path(path), _encode_record(record))
+        return self._objects.create(record_path(path), _encode_record(path, record))
 
     def put_record(self, path: str, record: Mapping[str, Any]) -> None:
         """Write a small JSON record in place of what may be there."""
         with self._objects.upload(record_path(path).rpartition("/")[0]) as upload:
-            upload.write(_encode_record(record))
+            upload.write(_encode_record(path, record))
             upload.publish(path)
 
     def get_record(self, path: str) -> dict[str, Any] | None:
@@ -246,7 +246,7 @@ class ArtifactStore:
             except ObjectMissingError:
                 return None
             with suppress(ValueError, RecursionError):
-                return _decode_record(content)
+                return _decode_record(path, content)
         raise CorruptArtifactError(
             f"{self._objects.url_of(path)} is damaged: it is not the JSON object that was written; "
             "delete it"
@@ -344,25 +344,27 @@ def _remedy(key: Sequence[str]) -> str:
     return f"materialise the asset {'/'.join(key)} again"
 
 
-def _encode_record(record: Mapping[str, Any]) -> bytes:
+def _encode_record(path: str, record: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(record, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"a record must be plain JSON: {error}") from error
     plain = json.loads(text)  # keys that were numbers are text from here on, in another order
-    return json.dumps({**plain, _DIGEST: _digest_of(plain)}, sort_keys=True).encode()
+    return json.dumps({**plain, _DIGEST: _digest_of(path, plain)}, sort_keys=True).encode()
 
 
-def _decode_record(content: bytes) -> dict[str, Any]:
+def _decode_record(path: str, content: bytes) -> dict[str, Any]:
     """Return a record without its digest; `ValueError` if it isn't what was written."""
     record = json.loads(content)
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     digest = record.pop(_DIGEST, None)  # records of earlier versions have none
-    if digest is not None and digest != _digest_of(record):
+    if digest is not None and digest != _digest_of(path, record):
         raise ValueError("another digest")
     return record
 
 
-def _digest_of(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:VERSION_LENGTH]
+def _digest_of(path: str, record: Mapping[str, Any]) -> str:
+    """Digest a record with its path, as the record of something else is wrong, however intact."""
+    text = json.dumps([path, record], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:VERSION_LENGTH]

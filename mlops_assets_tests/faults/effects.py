@@ -7,6 +7,7 @@ call fails as the operating system would let it fail.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
@@ -14,10 +15,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+KILL_AT = "MLOPS_TEST_KILL_AT"
 OBJECTS = "mlops_assets.store.objects"
 FILES = (io.BufferedWriter, io.BufferedRandom, io.FileIO)
 CALLS = {
@@ -74,6 +76,15 @@ def _is_by_the_store(frame: FrameType | None) -> bool:
 def die() -> None:
     """End this process as `kill -9` does: at this very instruction."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_when_asked(environment: Mapping[str, str]) -> None:
+    """Let this process be killed at the effect that `KILL_AT` says; -1 only lists them all."""
+    if KILL_AT not in environment:
+        return
+    effects = Effects(die, int(environment[KILL_AT]))
+    atexit.register(lambda: print(json.dumps(effects.names), flush=True))
+    effects.__enter__()
 
 
 def effects_of(action: Callable[[], object]) -> list[str]:

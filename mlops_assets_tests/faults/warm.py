@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mlops_assets_tests.faults.effects import kill_when_asked
+
 PRELOAD = (
     "dagster._cli",
     "dagster._core.storage.sqlite_storage",
@@ -152,6 +154,7 @@ def _be(argv: Sequence[str], environment: Mapping[str, str], log: str, cwd: str)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(argv)
+    kill_when_asked(environment)
     code = 1
     try:
         import_module(MAIN[argv[0]]).main()

@@ -291,9 +291,11 @@ def test_a_record_that_was_changed_by_others_than_the_store_is_damaged(
     right = record.read_text()
 
     assert local.get_record(".kind/a.json") == {"version": "0123", "n": {"2": 0, "10": [1.5]}}
-    record.write_text(right.replace("0123", "0133"))
-    with pytest.raises(CorruptArtifactError, match="not the JSON object that was written"):
-        local.get_record(".kind/a.json")
+    local.put_record(".kind/b.json", {"version": "0123", "n": {2: 0, 10: [1.5]}})
+    for wrong in (right.replace("0123", "0133"), Path(local.url, ".kind/b.json").read_text()):
+        record.write_text(wrong)
+        with pytest.raises(CorruptArtifactError, match="not the JSON object that was written"):
+            local.get_record(".kind/a.json")
 
 
 def test_a_record_of_an_earlier_version_has_no_digest_and_is_read(local: ArtifactStore) -> None:
