@@ -282,9 +282,11 @@ def _explained(name: str, field: str) -> Iterator[None]:
             ) from error
         if "NoSuchBucket" in str(error):
             raise DataError(f"{field}: {name}: there is no such bucket") from error
-        if type(error).__module__.startswith(("obstore", "aiohttp")):
+        if type(error).__module__.startswith("obstore"):
             # the lines after the first are pages of obstore's own state
             raise OSError(f"{field}: {name}: {first_line(str(error))}") from None
+        if error is not raised:
+            raise error from None
         raise
 
 
