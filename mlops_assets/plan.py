@@ -175,7 +175,7 @@ def _plan_stage(
     computations = {
         asset: Computation(asset, None, stage.code, None, inputs) for asset in stage.outputs
     }
-    found = {} if changing else {a: memo.recall(c) for a, c in computations.items()}
+    found = {} if changing else {a: memo.get(c.fingerprint) for a, c in computations.items()}
     hits = {a: computed for a, computed in found.items() if computed and memo.is_intact(computed)}
     forced = (
         "a refresh was asked for"

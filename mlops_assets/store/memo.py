@@ -128,17 +128,6 @@ class Memo:
             return _decode(fingerprint, record) if record is not None else None
         return None
 
-    def recall(self, computation: Computation) -> Computed | None:
-        """Return what `get` does, if the record is of this computation and of no other one."""
-        computed = self.get(computation.fingerprint)
-        is_its = computed is not None and (
-            computed.asset == computation.asset
-            and computed.partition == computation.partition
-            and computed.code.version == computation.code.version
-            and computed.inputs == dict(computation.inputs)
-        )
-        return computed if is_its else None
-
     def is_intact(self, computed: Computed) -> bool:
         """Whether the artefact is in the store and undamaged.
 
@@ -164,7 +153,7 @@ class Memo:
 
     def find(self, computation: Computation) -> Computed | None:
         """Return what the computation produced, if that is still there in full."""
-        computed = self.recall(computation)
+        computed = self.get(computation.fingerprint)
         return computed if computed is not None and self.is_intact(computed) else None
 
     def put(

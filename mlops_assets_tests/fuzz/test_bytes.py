@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlops_assets.store.artifacts import Artifact, ArtifactStore, CorruptArtifactError
+from mlops_assets.store.codecs import CODECS
+
+from .sandbox import made
 from .strategies import SECONDS
 from .targets import TARGETS
 
@@ -38,3 +44,29 @@ def test_a_damaged_file_is_accepted_or_refused_in_words(
     assert result["cases"] >= TARGETS[target].cases
     assert result["accepted"]
     assert result["documented"]
+
+
+class Unreachable:
+    """A codec that must not be asked."""
+
+    def read(self, file: Path, as_: Any) -> Any:
+        pytest.fail(f"{file} was parsed")
+
+
+@pytest.mark.parametrize("extension", CODECS)
+def test_what_is_damaged_in_a_store_is_refused_before_it_is_parsed(
+    extension: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = TARGETS[extension].seeds()
+    folder = tmp_path / "a"
+    folder.mkdir()
+    store = ArtifactStore(str(tmp_path))
+    monkeypatch.setitem(CODECS, extension, Unreachable())
+    for number in range(len(seeds), len(seeds) + 50):
+        version = hashlib.sha256(seeds[number % len(seeds)]).hexdigest()[:16]
+        content = made(TARGETS[extension], seeds, number)
+        (folder / f"{version}.{extension}").write_bytes(content)
+        artifact = Artifact(("a",), None, version, extension, len(content))
+        if content not in seeds:
+            with pytest.raises(CorruptArtifactError, match="its SHA-256 should begin with"):
+                store.read(artifact)

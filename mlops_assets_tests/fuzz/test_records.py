@@ -41,7 +41,7 @@ def computed(store: ArtifactStore) -> Computed:
 
 
 def other_values(data: st.DataObject, store: ArtifactStore, path: str) -> None:
-    """Exchange some values of a record."""
+    """Exchange some values of a record, with or without a digest that fits them."""
     file = Path(store.url) / path
     intact = file.with_suffix(".intact")
     if not intact.exists():
@@ -50,6 +50,9 @@ def other_values(data: st.DataObject, store: ArtifactStore, path: str) -> None:
     for _ in range(data.draw(st.integers(1, 2))):
         tree = data.draw(changed(tree))
     file.write_bytes(as_json(tree))
+    if isinstance(tree, dict) and data.draw(st.booleans()):
+        with suppress(StoreError):  # numbers that JSON lacks
+            store.put_record(path, json.loads(as_json(tree)))
 
 
 @examples(400)
