@@ -26,6 +26,7 @@ CALLS = {
     "posix": {"open", "fsync", "replace", "link", "unlink", "rmdir", "mkdir", "utime"},
     "_io": {"open"},
 }
+AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"}
 METHODS = {"write", "flush", "close"}
 
 Fault = Callable[[], None]
@@ -82,9 +83,16 @@ def kill_when_asked(environment: Mapping[str, str]) -> None:
     """Let this process be killed at the effect that `KILL_AT` says; -1 only lists them all."""
     if KILL_AT not in environment:
         return
-    effects = Effects(die, int(environment[KILL_AT]))
-    atexit.register(lambda: print(json.dumps(effects.names), flush=True))
-    effects.__enter__()
+    process, names = os.getpid(), list[str]()
+
+    def look(event: str, _: object) -> None:
+        if event in AUDITED and os.getpid() == process and _is_by_the_store(sys._getframe(1)):
+            names.append(event)
+            if len(names) - 1 == int(environment[KILL_AT]):
+                die()
+
+    sys.addaudithook(look)  # sees less than a profile does, and does not make a whole run slow
+    atexit.register(lambda: print(json.dumps(names), flush=True))
 
 
 def effects_of(action: Callable[[], object]) -> list[str]:

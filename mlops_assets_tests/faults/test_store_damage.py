@@ -11,12 +11,18 @@ from random import Random
 from typing import Any
 
 import pytest
+from dagster import AssetMaterialization, ExecuteInProcessResult
 
 from mlops_assets.store import ArtifactStore, CorruptArtifactError
 from mlops_assets.store.prune import prune
+from mlops_assets.store.reuse import MEMOIZED
+from mlops_assets_tests.assets.test_drift import arrive, day, drift, people, score, trained, why
+from mlops_assets_tests.conftest import Project
 from mlops_assets_tests.faults.outside import ARTIFACT, artifacts, contents
 from mlops_assets_tests.faults.sites import PIPELINE, RUN, Site, Sites
 from mlops_assets_tests.faults.trials import Trials
+
+__all__ = ["day", "trained"]
 
 
 def delete(file: Path, chance: Random) -> None:
@@ -143,3 +149,57 @@ def test_bits_that_flip_without_a_trace_are_refused_where_they_are_read_and_then
             read = artifacts(before) & artifacts(found)
             wrong = [path for path in read if found[path] != before[path]]
             assert not wrong or trial.outcome == "not read"
+
+
+def test_a_damaged_day_is_scored_again_and_a_damaged_champion_is_refused_until_it_is_mended(
+    trained: Project, day: str, trials: Trials
+) -> None:
+    arrive(trained, day, people(200, seed=1))
+    first = score(trained, day)
+    assert first.success, why(first)
+    root = Path(trained.settings.store_url)
+    before = contents(root)
+    folders = [f"customers/predictions/{day}", f"customers/drift/{day}", ".references", ".memo"]
+    for trial in trials("predictions, drift or its reference damaged, then scored again", 8):
+        with trial:
+            folder = folders[trial.number % len(folders)]
+            chance = trial.random
+            path = chance.choice(sorted(path for path in before if path.startswith(folder)))
+            damage = chance.choice([delete, cut_off, flip, append])
+            damage(root / path, chance)
+            trial.facts[path] = damage.__name__
+            again = score(trained, day)
+            assert again.success, why(again)
+            assert drift(again) == drift(first)
+            made = [not (one.metadata.keys() & {MEMOIZED}) for one in materializations(again)]
+            trial.outcome = "made again" if any(made) else "not needed"
+            found = contents(root)
+            assert {it: found[it] for it in artifacts(before)} == {
+                it: before[it] for it in artifacts(before)
+            }
+    for trial in trials("the champion's model damaged, then a new day", 3):
+        with trial:
+            new = f"2026-03-{1 + trial.number % 28:02d}"
+            arrive(trained, new, people(200, seed=trial.number))
+            [model] = (root / "customers" / "champion").iterdir()
+            damage = trial.random.choice([delete, cut_off, flip])
+            damage(model, trial.random)
+            trial.facts["damage"] = damage.__name__
+            refused = score(trained, new)
+            trial.outcome = "scored" if refused.success else "refused, mended by the training"
+            if not refused.success:
+                assert "customers/champion" in why(refused)
+                assert trained.train("customers").success
+                assert score(trained, new).success
+            assert contents(root)[model.relative_to(root).as_posix()] == next(
+                content
+                for path, content in before.items()
+                if path.startswith("customers/champion/")
+            )
+
+
+def materializations(result: ExecuteInProcessResult) -> list[AssetMaterialization]:
+    return [
+        event.step_materialization_data.materialization
+        for event in result.get_asset_materialization_events()
+    ]

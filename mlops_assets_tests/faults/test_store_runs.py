@@ -29,7 +29,7 @@ def test_a_run_that_is_killed_at_an_effect_of_the_store_is_finished_by_the_next(
         assert counted.wait() == 0, counted.output
         names = json.loads(counted.output.splitlines()[-1])
         expected = artifacts(is_whole(site))
-    for trial in trials("kill -9 of mlops run at an effect of the store", 16):
+    for trial in trials("kill -9 of mlops run at an effect of the store", 12):
         with trial, sites.copy() as site:
             site.edit(rows=130)
             before = artifacts(contents(site.store))
