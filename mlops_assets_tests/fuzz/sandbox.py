@@ -56,7 +56,9 @@ def run(target: Target, seconds: float) -> Result:
     seeds = target.seeds()
     result = Result(target.name)
     begun, number = time.monotonic(), 0
-    while number < target.cases or time.monotonic() - begun < seconds:
+    if seconds:
+        number = time.time_ns() // 1000  # cases that nobody has tried
+    while result.cases < target.cases or time.monotonic() - begun < seconds:
         end = number + CASES_OF_A_PROCESS if seconds else target.cases
         number = _fork(target, seeds, number, end, result)
     result.seconds = round(time.monotonic() - begun, 1)

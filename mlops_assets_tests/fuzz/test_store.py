@@ -131,6 +131,16 @@ def damage(project: Project, data: st.DataObject, ways: Sequence[Damage] = DAMAG
         how(path, data, files)
 
 
+@examples(25, shrink=False)
+@given(data=st.data())
+def test_commands_that_only_look_speak_of_any_damage(trained: Project, data: st.DataObject) -> None:
+    damage(trained, data)
+    assert speaks("plan").exit_code in (0, 1, 2)
+    for asset in ("model", "metrics", "champion"):
+        speaks("history", f"customers/{asset}")
+    speaks("prune", "--keep", "0", "--older-than", "0s", "--dry-run")
+
+
 @examples(3, shrink=False)
 @given(data=st.data())
 def test_a_run_mends_what_is_damaged(trained: Project, data: st.DataObject) -> None:
