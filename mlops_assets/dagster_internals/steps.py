@@ -18,6 +18,7 @@ from dagster import (
 )
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.execution.context.data_version_cache import DataVersionCache
 from dagster._core.execution.plan.execute_step import (
     _process_asset_results_to_events,
     _step_output_error_checked_user_event_sequence,
@@ -29,7 +30,14 @@ from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandl
 from dagster._utils.tags import normalize_tags
 
 if TYPE_CHECKING:
-    from dagster import AssetExecutionContext, AssetsDefinition, DagsterInstance, OutputContext
+    from dagster import (
+        AssetExecutionContext,
+        AssetRecord,
+        AssetsDefinition,
+        DagsterInstance,
+        EventLogRecord,
+        OutputContext,
+    )
     from dagster._core.execution.context.system import StepExecutionContext
 
 
@@ -76,6 +84,43 @@ def recorded_input_version(
     if isinstance(context, InputContext):
         return version_for(context.step_context, key)
     return version_for(context.get_step_execution_context(), key)
+
+
+MOST_AT_ONCE = 50
+"""Events of other runs, after its own, that a run looks past."""
+
+
+class _OwnRunFirst(DataVersionCache):
+    """Dagster's versions of a step's inputs, but of what the step's own run has made, its own."""
+
+    def _get_input_asset_event(
+        self, key: AssetKey, asset_record: AssetRecord | None
+    ) -> EventLogRecord | None:
+        latest = super()._get_input_asset_event(key, asset_record)
+        step = self._context
+        if latest is None or latest.run_id == step.run_id or self._has_partitions(key):
+            return latest
+        if latest.event_log_entry.asset_observation is not None:
+            seen = step.instance.fetch_observations(key, limit=MOST_AT_ONCE)
+        elif key in (step.dagster_run.asset_selection or {key}):
+            seen = step.instance.fetch_materializations(key, limit=MOST_AT_ONCE)
+        else:
+            return latest
+        return next((record for record in seen.records if record.run_id == step.run_id), latest)
+
+    def _has_partitions(self, key: AssetKey) -> bool:
+        step = self._context
+        name = step.job_def.asset_layer.get_node_input_name(step.node_handle, key)
+        return name is not None and step.has_asset_partitions_for_input(name)
+
+
+def prefer_own_run(step: StepExecutionContext) -> None:
+    """Give a step the inputs that its own run has made, whatever other runs have made since.
+
+    Dagster takes the latest ones. Of two runs at once with different data, one would judge its
+    model on the rows of the other.
+    """
+    step._data_version_cache = _OwnRunFirst(step)
 
 
 def version_for(step: StepExecutionContext, key: AssetKey) -> str | None:

@@ -30,6 +30,7 @@ from mlops_assets.dagster_internals.ranges import for_partition, partitions_in_r
 from mlops_assets.dagster_internals.steps import (
     instance_id,
     is_in_step,
+    prefer_own_run,
     record_data_version,
     recorded_input_version,
     recorded_partition_versions,
@@ -104,6 +105,7 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
             yield from bounded(step, self._events(step))
 
     def _events(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
+        prefer_own_run(step_context)
         computation = StepComputation.of(step_context, self.outside)
         events = None
         try:
@@ -132,6 +134,7 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         return _explained(step_context, one_by_one(step_context, self._still_known))
 
     def _known(self, step: StepExecutionContext) -> Iterator[DagsterEvent] | None:
+        prefer_own_run(step)
         computation = StepComputation.of(step, self.outside)
         events = self._reused(step, computation)
         if computation and events:

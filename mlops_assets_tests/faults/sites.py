@@ -195,10 +195,13 @@ class Tracked:
 
             runs = (
                 "SELECT run_uuid FROM runs JOIN experiments USING (experiment_id)"
-                " WHERE experiments.name = ?"
+                " WHERE experiments.name = ? AND runs.lifecycle_stage = 'active'"
             )
             tag = "key = 'mlops.model_version'"
-            entries = f"SELECT value FROM model_version_tags WHERE {tag} AND name = ?"
+            entries = (
+                "SELECT value FROM model_version_tags JOIN model_versions USING (name, version)"
+                f" WHERE {tag} AND name = ? AND current_stage != 'Deleted_Internal'"
+            )
             champion = (
                 "SELECT tags.value FROM registered_model_aliases AS alias"
                 " JOIN model_version_tags AS tags USING (name, version)"
