@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -60,16 +60,6 @@ def instance_in(home: Path) -> DagsterInstance:
     }
     ref = InstanceRef.from_dir(str(home), overrides={"storage": {"custom": storage}})
     return DagsterInstance.from_ref(ref)
-
-
-def together(instance: DagsterInstance) -> AbstractContextManager[None]:
-    """Commit all events that are told in the block at once, or none if it raises.
-
-    For work that is over in milliseconds: nobody else can write to the instance meanwhile. Other
-    storages than this one commit every event by itself.
-    """
-    storage = instance.event_log_storage
-    return storage.together() if isinstance(storage, _EventLogStorage) else nullcontext()
 
 
 class SqliteStorage(DagsterSqliteStorage):
@@ -209,6 +199,7 @@ class _EventLogStorage(SqliteEventLogStorage):
 
     @contextmanager
     def together(self) -> Iterator[None]:
+        """See `mlops_assets.dagster_internals.steps.together`."""
         with self._turn, ExitStack() as block:
             if self._block is not None:
                 yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,7 @@ def input_versions(step: StepExecutionContext) -> dict[AssetKey, str | dict[str,
     By partition for partitioned inputs, as they were when the step began. None for an input that
     has no version.
     """
+    _look_at_inputs(step)
     layer, outputs = step.job_def.asset_layer, step.get_output_asset_keys()
     parents = {parent for key in outputs for parent in layer.get(key).parent_keys}
     versions: dict[AssetKey, str | dict[str, str] | None] = {}
@@ -199,6 +201,12 @@ def input_versions(step: StepExecutionContext) -> dict[AssetKey, str | dict[str,
             version = info.data_version if info is not None else None
             versions[parent] = version.value if version is not None else None
     return versions
+
+
+def _look_at_inputs(step: StepExecutionContext) -> None:
+    """Ask for the versions of all inputs of a step at once, if nobody has; a run asks anew."""
+    if not step.is_external_input_asset_version_info_loaded:
+        step.fetch_external_input_asset_version_info()
 
 
 def recorded_input_versions(
@@ -251,7 +259,7 @@ def replay_step(
     """
     begun = perf_counter()
     yield DagsterEvent.step_start_event(step)
-    step.fetch_external_input_asset_version_info()
+    _look_at_inputs(step)
     for result in _step_output_error_checked_user_event_sequence(
         step, _process_asset_results_to_events(step, iter(results))
     ):
@@ -268,6 +276,17 @@ def replay_step(
             yield DagsterEvent.asset_check_evaluation(step, result)
     duration = StepSuccessData(duration_ms=(perf_counter() - begun) * 1000)  # type: ignore[no-untyped-call]
     yield DagsterEvent.step_success_event(step, duration)
+
+
+def together(instance: DagsterInstance) -> AbstractContextManager[None]:
+    """Have all events that are told in the block stored at once, or none if it raises.
+
+    For work that is over in milliseconds: nobody else can write to the instance meanwhile. Storages
+    other than `sqlite_storage` keep every event by itself.
+    """
+    begin = getattr(instance.event_log_storage, "together", nullcontext)
+    at_once: AbstractContextManager[None] = begin()
+    return at_once
 
 
 def outputs_without_value(step: StepExecutionContext) -> list[str]:

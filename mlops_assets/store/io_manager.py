@@ -177,7 +177,8 @@ class StoreIOManager(ConfigurableIOManager, StepLauncher):
         step = context.step_context
         computation = self._running.get((step.run_id, step.step.key))
         fingerprint = computation.wrote(key, artifact) if computation is not None else None
-        if instance := instance_id(step.instance):
+        is_reused = computation is not None and key in computation.hits
+        if not is_reused and (instance := instance_id(step.instance)):
             Memo(self.artifacts).set_latest(
                 instance,
                 key.to_user_string(),

@@ -230,14 +230,18 @@ class Memo:
         run_id: str,
     ) -> None:
         """Say what an instance holds as the latest of an asset, so that it is not pruned."""
-        folder = folder_of(asset.split("/"), partition)
+        path = f".latest/{instance}/{folder_of(asset.split('/'), partition)}.json"
+        with suppress(StoreError):  # damaged: written again
+            held = self._store.get_record(path) or {}
+            if (held.get("version"), held.get("fingerprint")) == (version, fingerprint):
+                return
         latest = {
             "version": version,
             "fingerprint": fingerprint,
             "run_id": run_id,
             "at": datetime.now(UTC).isoformat(),
         }
-        self._store.put_record(f".latest/{instance}/{folder}.json", latest)
+        self._store.put_record(path, latest)
 
 
 def differences(before: Computed | None, now: Computation | Computed) -> list[str]:

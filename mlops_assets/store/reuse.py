@@ -42,6 +42,7 @@ from mlops_assets.dagster_internals.steps import (
     partition_of,
     replay_step,
     run_step,
+    together,
 )
 from mlops_assets.errors import StoreError, UserError
 from mlops_assets.store.artifacts import Artifact
@@ -288,16 +289,18 @@ class StepComputation:
         self, results: Iterable[Output[Any] | AssetCheckResult], values: Mapping[str, Any]
     ) -> Iterator[DagsterEvent]:
         first = next(iter(self.hits.values()))
-        self.step.log.info(
-            f"reused: run {first.run_id} computed the same at {first.at}, in {first.seconds:.1f} s"
-        )
-        for parent, version in input_versions(self.step).items():
-            seen = self.seen.get(parent.to_user_string())
-            if seen is not None and seen.version != version:
-                yield observed(self.step, parent, seen.version)
         for computed in self.hits.values():
-            self._set_latest_without_value(computed)
-        yield from replay_step(self.step, results, values)
+            self._set_latest(computed, computed.artifact)
+        with together(self.step.instance):
+            self.step.log.info(
+                f"reused: run {first.run_id} computed the same at {first.at}, "
+                f"in {first.seconds:.1f} s"
+            )
+            for parent, version in input_versions(self.step).items():
+                seen = self.seen.get(parent.to_user_string())
+                if seen is not None and seen.version != version:
+                    yield observed(self.step, parent, seen.version)
+            yield from replay_step(self.step, results, values)
 
     # --- running --------------------------------------------------------------------------------
 
@@ -385,19 +388,18 @@ class StepComputation:
                     seconds=perf_counter() - self.begun,
                 )
                 if artifact is None:
-                    self._set_latest_without_value(computation)
+                    self._set_latest(computation, artifact)
         except (UserError, OSError) as error:
             self.step.log.warning(f"what was computed cannot be reused by later runs: {error}")
 
-    def _set_latest_without_value(self, computation: Computation | Computed) -> None:
-        """Keep an outcome without a value from being pruned; with one, the IO manager does."""
-        instance = instance_id(self.step.instance)
-        if instance and not (isinstance(computation, Computed) and computation.artifact):
+    def _set_latest(self, computation: Computation | Computed, artifact: Artifact | None) -> None:
+        """Keep an outcome from being pruned; the IO manager does so with what it has written."""
+        if instance := instance_id(self.step.instance):
             self._memo.set_latest(
                 instance,
                 computation.asset,
                 computation.partition,
-                version=None,
+                version=artifact.version if artifact else None,
                 fingerprint=computation.fingerprint,
                 run_id=self.step.dagster_run.run_id,
             )

@@ -27,7 +27,8 @@ from dagster import (
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
 from mlops_assets.dagster_internals import sqlite_storage
-from mlops_assets.dagster_internals.sqlite_storage import instance_in, together
+from mlops_assets.dagster_internals.sqlite_storage import instance_in
+from mlops_assets.dagster_internals.steps import together
 from mlops_assets_tests.conftest import instance_of
 
 ROOT = Path(__file__).parents[2]
