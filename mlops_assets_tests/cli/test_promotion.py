@@ -302,7 +302,8 @@ def test_a_gate_is_overridden_by_force_only_and_the_reason_says_so(desk: Desk) -
 def test_a_model_without_known_metrics_passes_no_gate(desk: Desk, versions: list[str]) -> None:
     for path in (desk.project.folder / "store" / "customers" / "metrics").iterdir():
         path.unlink()
-    shutil.rmtree(desk.project.folder / "store" / ".champions")
+    for log in (".champions", ".copies"):
+        shutil.rmtree(desk.project.folder / "store" / log)
 
     refused = desk.is_refused("promote", "customers", "--version", versions[0])
     assert "accuracy was not measured" in refused
@@ -374,7 +375,9 @@ def test_a_lost_champion_whom_nobody_replaces_fails_the_step_which_says_how_to_c
 
 def test_a_damaged_log_is_named_and_nothing_is_moved(desk: Desk) -> None:
     record = desk.project.folder / "store" / ".champions" / "customers" / "00000002.json"
-    record.write_text("{}")
+    copy = desk.project.folder / "store" / ".copies" / "customers" / "00000002.json"
+    for file in (record, copy):
+        file.write_text("{}")
     done = desk.types("rollback", "customers")
 
     assert done.exit_code == 1
