@@ -150,6 +150,26 @@ def test_what_a_killed_attempt_left_open_is_closed_as_killed(customers: Project)
     assert [run.info.status for run in runs(customers)] == ["KILLED", "FINISHED"]
 
 
+def test_what_another_run_that_is_over_left_open_is_closed_and_what_goes_on_is_not(
+    customers: Project,
+) -> None:
+    tracking = MlflowTracking(mlflow_tracking_uri=customers.settings.tracking_uri)
+    log = logging.getLogger("test")
+    left = [
+        tracking.training(log, "customers", "over"),
+        tracking.searching(log, "customers", "a-study", "over"),
+        tracking.training(log, "customers", "alive"),
+    ]
+    for run in left:
+        run.__enter__()
+
+    with tracking.training(log, "customers", "next", is_over=lambda one: one == "over"):
+        pass
+    statuses = {run.data.tags["dagster_run_id"]: run.info.status for run in runs(customers)}
+    assert statuses == {"over": "KILLED", "alive": "RUNNING", "next": "FINISHED"}
+    assert [run.info.status for run in runs(customers)].count("KILLED") == 2
+
+
 def test_an_interrupted_step_leaves_a_killed_run(customers: Project) -> None:
     tracking = MlflowTracking(mlflow_tracking_uri=customers.settings.tracking_uri)
     log = logging.getLogger("test")

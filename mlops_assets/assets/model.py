@@ -60,7 +60,7 @@ def build_model(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
             run = context.instance.get_run_by_id(run_id)
             return run is not None and run.is_finished
 
-        with tracking.training(context.log, spec.name, context.run_id, is_over) as run:
+        with tracking.training(context.log, spec.name, context.run.run_id, is_over) as run:
             with warnings_logged(context.log):
                 trained, used = train_and_tell(
                     train,

@@ -33,6 +33,7 @@ from dagster._core.storage.sqlite_storage import (
     _schedule_directory,
 )
 from dagster._utils import mkdir_p
+from filelock import FileLock
 from sqlalchemy import create_engine, event
 from watchdog.observers import Observer
 
@@ -69,8 +70,9 @@ class SqliteStorage(DagsterSqliteStorage):
         """Open the databases below a folder, which are made if they are not there."""
         super(DagsterSqliteStorage, self).__init__()  # type: ignore[no-untyped-call]
         self.base_dir = base_dir
-        self._run_storage = _RunStorage.from_local(_runs_directory(base_dir))
-        self._event_log_storage = _EventLogStorage(_event_logs_directory(base_dir))
+        with _alone_in(base_dir):
+            self._run_storage = _RunStorage.from_local(_runs_directory(base_dir))
+            self._event_log_storage = _EventLogStorage(_event_logs_directory(base_dir))
         self._schedule_storage = _ScheduleStorage(_schedule_directory(base_dir))
         self._inst_data = inst_data
 
@@ -130,6 +132,12 @@ def _relax(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA synchronous=NORMAL").close()
 
 
+def _alone_in(folder: str) -> FileLock:
+    """Let one process at a time make databases: two at once leave one that neither can use."""
+    mkdir_p(folder)
+    return FileLock(os.path.join(folder, "databases.lock"))
+
+
 def _is_complete(path: str) -> bool:
     """Say whether Dagster has finished making a database: its revision is what it writes last."""
     if not os.path.exists(path):
@@ -173,8 +181,9 @@ class _ScheduleStorage(SqliteScheduleStorage):
         self._database = _Database(url, lambda: self._prepare(base_dir))
 
     def _prepare(self, base_dir: str) -> None:
-        if not _is_complete(os.path.join(base_dir, "schedules.db")):
-            SqliteScheduleStorage.from_local(base_dir)
+        with _alone_in(base_dir):
+            if not _is_complete(os.path.join(base_dir, "schedules.db")):
+                SqliteScheduleStorage.from_local(base_dir)
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:

