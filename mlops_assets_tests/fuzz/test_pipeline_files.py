@@ -32,7 +32,7 @@ def as_json(spec: Pipeline) -> Any:
     return json.loads(spec.model_dump_json())
 
 
-@examples(250)
+@examples(150)
 @given(content=pipeline_files(PIPELINES))
 def test_any_pipeline_file_is_a_pipeline_or_mistakes_at_their_places(
     content: bytes, folder: Path

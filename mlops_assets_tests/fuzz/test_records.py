@@ -55,7 +55,7 @@ def other_values(data: st.DataObject, store: ArtifactStore, path: str) -> None:
             store.put_record(path, json.loads(as_json(tree)))
 
 
-@examples(200)
+@examples(80)
 @given(data=st.data())
 def test_a_record_of_a_computation_is_right_or_damaged(
     data: st.DataObject, store: ArtifactStore, computed: Computed
@@ -72,7 +72,7 @@ def test_a_record_of_a_computation_is_right_or_damaged(
     _look(store)
 
 
-@examples(150)
+@examples(80)
 @given(data=st.data())
 def test_what_an_instance_holds_is_right_or_damaged(
     data: st.DataObject, store: ArtifactStore, computed: Computed
@@ -96,7 +96,7 @@ def _look(store: ArtifactStore) -> None:
     assert store.versions(["p", "metrics"])[0].version in kept  # the other instance's latest
 
 
-@examples(150)
+@examples(80)
 @given(data=st.data())
 def test_a_promotion_is_right_or_damaged(data: st.DataObject, store: ArtifactStore) -> None:
     log = Champions(store, "p")
@@ -130,7 +130,7 @@ def _promoted(log: Champions, expected: Any, version: str) -> Any:
     )
 
 
-@examples(100)
+@examples(80)
 @given(data=st.data())
 def test_a_trial_is_right_or_damaged(data: st.DataObject, store: ArtifactStore) -> None:
     trials = Trials(store, "p", "0" * 16, "study")

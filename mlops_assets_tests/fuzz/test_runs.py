@@ -21,7 +21,7 @@ score: {{uri: "inbox/{{date}}/*.{suffix}"}}
 """
 
 
-@examples(3, shrink=False)
+@examples(2, shrink=False)
 @given(dataset=datasets())
 def test_a_run_makes_a_champion_or_says_what_to_mend(project: Project, dataset: Dataset) -> None:
     suffix, folder = dataset.suffix, project.folder / "pipelines"

@@ -131,7 +131,7 @@ def damage(project: Project, data: st.DataObject, ways: Sequence[Damage] = DAMAG
         how(path, data, files)
 
 
-@examples(25, shrink=False)
+@examples(12, shrink=False)
 @given(data=st.data())
 def test_commands_that_only_look_speak_of_any_damage(trained: Project, data: st.DataObject) -> None:
     damage(trained, data)
@@ -141,7 +141,7 @@ def test_commands_that_only_look_speak_of_any_damage(trained: Project, data: st.
     speaks("prune", "--keep", "0", "--older-than", "0s", "--dry-run")
 
 
-@examples(3, shrink=False)
+@examples(2, shrink=False)
 @given(data=st.data())
 def test_a_run_mends_what_is_damaged(trained: Project, data: st.DataObject) -> None:
     damage(trained, data, MENDABLE)

@@ -49,7 +49,7 @@ def there_and_back(frame: pd.DataFrame, folder: Path) -> Any:
     return CODECS["parquet"].read(path, None)
 
 
-@examples(200)
+@examples(120)
 @given(frame=frames())
 def test_any_frame_comes_back_exactly_or_is_refused(frame: pd.DataFrame, folder: Path) -> None:
     file = io.BytesIO()
@@ -88,7 +88,7 @@ COLUMNS = st.dictionaries(
 )
 
 
-@examples(200)
+@examples(120)
 @given(file=FILES, columns=COLUMNS)
 def test_any_file_is_a_typed_table_or_a_documented_error(
     file: tuple[str, bytes], columns: dict[str, str], folder: Path
@@ -106,7 +106,7 @@ def test_any_file_is_a_typed_table_or_a_documented_error(
     assert_frame_equal(there_and_back(frame, folder), frame, check_exact=True)
 
 
-@examples(60)
+@examples(40)
 @given(dataset=datasets())
 def test_any_table_is_a_model_and_predictions_or_a_documented_error(
     dataset: Dataset, folder: Path
