@@ -49,8 +49,13 @@ PARENT = "mlflow.parentRunId"
 DAGSTER_RUN = "dagster_run_id"
 """The tag that dagster-mlflow writes, too."""
 
-REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own defaults, 120 s and 7 retries, hold a step for minutes when the server is away."""
+REQUEST_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
+"""MLflow's own defaults, 120 s and 7 retries, hold a step for minutes when the server is away; and
+for as long as a server likes that is too busy."""
 
 SILENCE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 """Otherwise MLflow prints the address of every run that ends, with the password that is in it."""
@@ -112,8 +117,8 @@ class Verdicts(NamedTuple):
 class ModelRun:
     """The MLflow run of one model.
 
-    After a request has failed the others are left out: one warning per step. `run_id` is None as
-    long as there is no run.
+    After a request has failed the others are left out, but for the one that ends the run: one
+    warning per step. `run_id` is None as long as there is no run.
     """
 
     def __init__(self, log: logging.Logger, tracking_uri: str) -> None:
@@ -122,6 +127,7 @@ class ModelRun:
         self._mlflow: Any = None
         self.run_id: str | None = None
         self.lost = False
+        self._is_ours = False  # opened here, and hence in progress until it is closed
 
     def give_up(self, error: Exception) -> None:
         """Warn that this step is not tracked, and send nothing more."""
@@ -151,10 +157,17 @@ class ModelRun:
             self._mlflow = _explicit_runs()(context)
 
     @_never_fatal
-    def create(self, name: str, tags: Mapping[str, str]) -> None:
-        """Open a new run."""
+    def create(self, name: str, tags: Mapping[str, str], identity: Mapping[str, str]) -> None:
+        """Open a new run, and close its twins: `identity` are the tags that no other one has.
+
+        The client sends a request again whose answer got lost; the server has opened two then.
+        """
         run = self._client.create_run(self._experiment, tags=dict(tags), run_name=name)
-        self.run_id = run.info.run_id
+        self.run_id, self._is_ours = run.info.run_id, True
+        is_same = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in identity.items())
+        for twin in self._search(f"{is_same} and attributes.status = 'RUNNING'"):
+            if twin.info.run_id != self.run_id:
+                self._client.set_terminated(twin.info.run_id, "KILLED")
 
     @_never_fatal
     def find(self, version: str) -> None:
@@ -221,14 +234,15 @@ class ModelRun:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time() * 1000)
-        for chunk in self._mlflow.chunks(dict(params or {})):
-            entries = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in chunk.items()]
-            self._client.log_batch(self.run_id, params=entries)
+        # the tags first: they are what the run is found by, should the rest get lost
         self._client.log_batch(
             self.run_id,
             metrics=[Metric(name, value, now, 0) for name, value in (metrics or {}).items()],
             tags=[RunTag(name, value) for name, value in (tags or {}).items()],
         )
+        for chunk in self._mlflow.chunks(dict(params or {})):
+            entries = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in chunk.items()]
+            self._client.log_batch(self.run_id, params=entries)
         with TemporaryDirectory() as folder:
             for name, png in (figures or {}).items():
                 (figure := Path(folder, f"{name}.png")).write_bytes(png)
@@ -257,7 +271,9 @@ class ModelRun:
             source=f"runs:/{run_id}/model",
             run_id=run_id,
             tags={MODEL_VERSION: model.version, "mlops.url": url},
+            await_creation_for=0,  # it points to the store: there is nothing that a server copies
         )
+        self._delete_twins(name, model.version)
 
     @_never_fatal
     def follow(self, pipeline: str, look: Callable[[], Verdicts]) -> None:
@@ -289,15 +305,24 @@ class ModelRun:
             if pointed.get("challenger") == pointed.get("champion") is not None:
                 client.delete_registered_model_alias(pipeline, "challenger")
 
+    def _delete_twins(self, pipeline: str, version: str) -> None:
+        """Leave the oldest entry of a model that was registered by two processes at once."""
+        oldest_first = self._newest_first(pipeline)[::-1]
+        same = [entry for entry in oldest_first if entry.tags.get(MODEL_VERSION) == version]
+        for entry in same[1:]:
+            self._client.delete_model_version(pipeline, entry.version)
+
     def _entries(self, pipeline: str) -> dict[str, Any]:
         """Return the entries of the registry by version of the model; of two, the older one."""
-        found = self._client.search_model_versions(f"name = '{pipeline}'")
-        newest_first = sorted(found, key=lambda entry: int(entry.version), reverse=True)
         return {
             entry.tags[MODEL_VERSION]: entry
-            for entry in newest_first
+            for entry in self._newest_first(pipeline)
             if MODEL_VERSION in entry.tags
         }
+
+    def _newest_first(self, pipeline: str) -> list[Any]:
+        found = self._client.search_model_versions(f"name = '{pipeline}'")
+        return sorted(found, key=lambda entry: int(entry.version), reverse=True)
 
     def _run_of(self, model: Artifact) -> str:
         """Return the newest run of a model; for one that this server does not know, a new one."""
@@ -310,10 +335,15 @@ class ModelRun:
         self._client.set_terminated(run.info.run_id, "FINISHED")
         return str(run.info.run_id)
 
-    @_never_fatal
     def close(self, status: Status) -> None:
-        """End the run."""
-        self._client.set_terminated(self.run_id, status)
+        """End the run, as killed if a request was lost: the record is not complete."""
+        if self.run_id is None or (self.lost and not self._is_ours):
+            return
+        try:
+            self._client.set_terminated(self.run_id, "KILLED" if self.lost else status)
+        except Exception as error:  # as in all other requests
+            if not self.lost:
+                self.give_up(error)
 
     @property
     def link(self) -> str | None:
@@ -366,7 +396,7 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
         """
         run = self._connect(log, pipeline)
         run.close_leftovers(pipeline, lambda one: one == dagster_run_id or is_over(one))
-        self._create(run, pipeline, {DAGSTER_RUN: dagster_run_id}, name=dagster_run_id)
+        self._create(run, pipeline, {DAGSTER_RUN: dagster_run_id})
         with _closing(run):
             yield run
 
@@ -380,7 +410,7 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
         run = self._connect(log, pipeline)
         run.find(version)
         if run.run_id is None:
-            self._create(run, pipeline, {MODEL_VERSION: version}, name=version)
+            self._create(run, pipeline, {MODEL_VERSION: version})
         with _closing(run):
             yield run
 
@@ -392,7 +422,7 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
         run = self._connect(log, pipeline)
         run.find_study(study)
         if run.run_id is None:
-            self._create(run, pipeline, {STUDY: study, DAGSTER_RUN: dagster_run_id}, name=study)
+            self._create(run, pipeline, {STUDY: study, DAGSTER_RUN: dagster_run_id})
         with _closing(run):
             yield run
 
@@ -409,8 +439,10 @@ class MlflowTracking(ConfigurableResource):  # type: ignore[type-arg]
         run.connect({**self.model_dump(), "experiment_name": self.experiment_name or pipeline})
         return run
 
-    def _create(self, run: ModelRun, pipeline: str, tags: dict[str, str], name: str) -> None:
-        run.create(f"{pipeline}-{name[:8]}", {**self.tags(pipeline), **tags})
+    def _create(self, run: ModelRun, pipeline: str, identity: dict[str, str]) -> None:
+        """Open the run that these tags identify; it is named by the first of them."""
+        name = f"{pipeline}-{next(iter(identity.values()))[:8]}"
+        run.create(name, {**self.tags(pipeline), **identity}, identity)
 
     def tags(self, pipeline: str) -> dict[str, str]:
         """Return the tags of every run of a pipeline."""

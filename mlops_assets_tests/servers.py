@@ -7,9 +7,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,6 +48,28 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+@contextmanager
+def mlflow_server(backend: str, artifacts: Path, port: int | None = None) -> Iterator[int]:
+    """Start an MLflow server on a database; gives its port on 127.0.0.1."""
+    port = port or free_port()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+            "--backend-store-uri", backend, "--artifacts-destination", str(artifacts),
+            "--workers", "1",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(port, 240)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def postgres_programs() -> Path | None:
     """Return the folder of the newest PostgreSQL server on this machine; None without one."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_major_version)
@@ -53,46 +77,86 @@ def postgres_programs() -> Path | None:
     return found[-1].parent if found else Path(named).parent if named else None
 
 
-@contextmanager
-def postgres() -> Iterator[int]:
-    """Start a PostgreSQL server with an empty database `dagster`; gives its port on 127.0.0.1.
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server on 127.0.0.1 with a database `dagster`; user and password the same.
 
-    User and password are `dagster`. As root, which PostgreSQL refuses to run as, it runs as nobody.
+    As root, which PostgreSQL refuses to run as, it runs as nobody.
     """
-    programs = postgres_programs()
-    assert programs is not None
-    port, is_root = free_port(), os.geteuid() == 0
-    as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if is_root else []
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://dagster:dagster@127.0.0.1:{self.port}/dagster"
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of PostgreSQL's programs as the user that the server runs as."""
+        programs = postgres_programs()
+        assert programs is not None
+        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        command = [*(as_user if os.geteuid() == 0 else []), str(programs / program), *arguments]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PGPASSWORD": "dagster"},
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return done.stdout
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -F"
+        log = self.folder / "log"
+        self.run("pg_ctl", "start", "-w", "-D", self._data, "-l", str(log), "-o", options)
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it; `fast` cuts all connections, `immediate` is as if it was killed."""
+        self.run("pg_ctl", "stop", "-w", "-m", mode, "-D", self._data)
+
+    def query(self, statement: str) -> str:
+        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "dagster", "-d", "dagster"]
+        return self.run("psql", *where, "-t", "-A", "-c", statement)
+
+    def pids(self) -> list[int]:
+        """Return all of the server's processes, its main one first."""
+        main = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        return [main, *map(int, children)]
+
+    @property
+    def _data(self) -> str:
+        return str(self.folder / "data")
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """Start a PostgreSQL server with an empty database `dagster`."""
     # not below tmp_path, which other users may not enter
     with TemporaryDirectory(prefix="postgres-") as name:
-        folder = Path(name)
-        (folder / "password").write_text("dagster")
-        if is_root:
-            for path in (folder, folder / "password"):
+        server = Postgres(Path(name), free_port())
+        (server.folder / "password").write_text("dagster")
+        if os.geteuid() == 0:
+            for path in (server.folder, server.folder / "password"):
                 shutil.chown(path, "nobody", "nogroup")
-
-        def run(program: str, *arguments: str) -> None:
-            command = [*as_user, str(programs / program), *arguments]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-        data = str(folder / "data")
-        run(
+        server.run(
             "initdb",
-            f"--pgdata={data}",
+            f"--pgdata={server.folder / 'data'}",
             "--username=dagster",
             "--auth=scram-sha-256",
-            f"--pwfile={folder / 'password'}",
+            f"--pwfile={server.folder / 'password'}",
             "--no-sync",
         )
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F"
-        run("pg_ctl", "start", "-w", "-D", data, "-l", str(folder / "log"), "-o", options)
+        server.start()
         try:
-            environment = {**os.environ, "PGPASSWORD": "dagster"}
-            create = ["-h", "127.0.0.1", "-p", str(port), "-U", "dagster", "dagster"]
-            subprocess.run([str(programs / "createdb"), *create], env=environment, check=True)
-            yield port
+            create = ["-h", "127.0.0.1", "-p", str(server.port), "-U", "dagster", "dagster"]
+            server.run("createdb", *create)
+            yield server
         finally:
-            run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
+            server.stop()
 
 
 def _major_version(initdb: Path) -> int:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,7 +24,7 @@ from mlops_assets.tracking import (
     git_tags,
 )
 from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project
-from mlops_assets_tests.servers import free_port, wait_for
+from mlops_assets_tests.servers import mlflow_server
 
 
 def client(project: Project) -> MlflowClient:
@@ -204,23 +200,8 @@ def test_the_configuration_is_that_of_dagster_mlflow() -> None:
 
 @pytest.fixture
 def server(customers: Project) -> Iterator[str]:
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-            "--backend-store-uri", customers.settings.tracking_uri,
-            "--artifacts-destination", str(customers.folder / "served"), "--workers", "1",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(port)
+    with mlflow_server(customers.settings.tracking_uri, customers.folder / "served") as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_a_tracking_server_shows_the_run_and_the_asset_links_to_it(

@@ -49,10 +49,10 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dagste
         pytest.skip("needs a PostgreSQL server: apt-get install postgresql")
     (tmp_path / "dagster.yaml").write_text(INSTANCE.read_text())
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with postgres() as port:
+    with postgres() as server:
         for name, value in {
             "DAGSTER_PG_HOST": "127.0.0.1",
-            "DAGSTER_PG_PORT": str(port),
+            "DAGSTER_PG_PORT": str(server.port),
             "DAGSTER_PG_DB": "dagster",
             "DAGSTER_PG_USERNAME": "dagster",
             "DAGSTER_PG_PASSWORD": "dagster",

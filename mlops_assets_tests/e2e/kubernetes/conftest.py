@@ -74,7 +74,7 @@ def double(
     if postgres_programs() is None:
         pytest.skip("needs a PostgreSQL server: apt-get install postgresql")
     root = tmp_path_factory.mktemp("cluster")
-    with postgres() as port:
+    with postgres() as server:
         environment = {
             "MLOPS_DEPLOYMENT": "k8s",
             "MLOPS_PIPELINES": str(root / "pipelines"),
@@ -84,7 +84,7 @@ def double(
             "DAGSTER_PG_HOST": "127.0.0.1",
             "DAGSTER_PG_DB": "dagster",
             "DAGSTER_PG_USERNAME": "dagster",
-            "DAGSTER_PG_PORT": str(port),
+            "DAGSTER_PG_PORT": str(server.port),
             "DAGSTER_DISABLE_TELEMETRY": "yes",
         }
         manifests = [
