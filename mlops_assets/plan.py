@@ -17,6 +17,7 @@ from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.errors import DataError, UserError
 from mlops_assets.spec import Pipeline, Upstream, dotted
 from mlops_assets.stages import Stage, stages
+from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.memo import Computation, Computed, Memo, Outside, differences
 
 READERS = 16  # pipelines that are looked up at the same time in a store over the network
@@ -52,6 +53,11 @@ class PipelinePlan:
         return above or any(asset == name for name, _ in self.execute)
 
 
+def readers_of(store: ArtifactStore) -> ThreadPoolExecutor:
+    """Return what looks several things up at a time in a store over the network, else one."""
+    return ThreadPoolExecutor(READERS if "://" in store.url else 1)
+
+
 def plan_pipelines(
     specs: Iterable[Pipeline],
     outside: Outside,
@@ -67,7 +73,7 @@ def plan_pipelines(
         above = {other: plans[other] for other in needed if other in plans}
         return plan_pipeline(by_name[name], outside, recorded, refresh, above)
 
-    with ThreadPoolExecutor(READERS if "://" in outside.store.url else 1) as pool:
+    with readers_of(outside.store) as pool:
         for group in _upstream_first(by_name):
             plans |= zip(group, pool.map(plan, group), strict=True)
     return {name: plans[name] for name in by_name}

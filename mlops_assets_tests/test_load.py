@@ -5,13 +5,19 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from mlops_assets import pipeline_file
-from mlops_assets.code_version import look_again
+from mlops_assets.cli.planning import Project as PlannedProject
+from mlops_assets.cli.summary import reports_of_plan
+from mlops_assets.code_version import Code, look_again
 from mlops_assets.definitions import build_defs
+from mlops_assets.plan import PipelinePlan
+from mlops_assets.store.champions import Champions
+from mlops_assets.store.memo import Computed
 from mlops_assets_tests.conftest import DUMMY, Project
 from mlops_assets_tests.counting import calls_of
 
@@ -62,3 +68,24 @@ def test_a_pipeline_file_is_read_once_and_a_module_parsed_once(
     assert set(read.values()) == {1}
     assert len(read) == 8
     assert set(parsed.values()) <= {1}
+
+
+def test_what_is_known_of_many_pipelines_is_read_several_at_a_time_over_the_network(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_pipelines(project, 4)
+    monkeypatch.setenv("MLOPS_PIPELINES", project.settings.pipelines)
+    monkeypatch.setenv("MLOPS_STORE_URL", "memory://known-of-many")
+    both_there = Barrier(2, timeout=60)
+
+    def waiting(self: Champions) -> None:
+        both_there.wait()
+
+    monkeypatch.setattr(Champions, "current", waiting)
+    chosen = PlannedProject.load()
+    computed = Computed("0" * 64, "a", None, Code({}, {}, {}), None, {}, None, None, "r", "", 0)
+    plans = {
+        name: PipelinePlan(name, computed={f"{name}/champion": computed}) for name in chosen.names
+    }
+
+    assert list(reports_of_plan(chosen, plans)) == chosen.names

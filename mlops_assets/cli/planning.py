@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -118,7 +118,7 @@ def to_refresh(project: Project, asked: Iterable[str]) -> frozenset[str]:
     for name in (part for text in asked for part in text.split(",")):
         of_pipeline = {asset for asset in known if asset.startswith(f"{name}/")}
         if name != ALL and not of_pipeline:
-            _require(name, sorted(known), "asset")
+            _require(name, known, "asset")
         assets |= of_pipeline or {name}
     return frozenset(assets)
 
@@ -149,12 +149,13 @@ def as_text(project: Project, plans: Mapping[str, PipelinePlan]) -> str:
 
 def _chosen(names: Sequence[str], known: set[str]) -> list[str]:
     for name in names:
-        _require(name, sorted(known), "pipeline")
+        _require(name, known, "pipeline")
     return list(dict.fromkeys(names)) or sorted(known)
 
 
-def _require(name: str, known: Sequence[str], what: str) -> None:
-    if name not in known:
+def _require(name: str, allowed: Collection[str], what: str) -> None:
+    if name not in allowed:
+        known = sorted(allowed)
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SettingsError(f"there is no {what} {name!r}; {hint}known: {', '.join(known)}")

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlops_assets.cli.planning import Project
-from mlops_assets.plan import PipelinePlan
+from mlops_assets.plan import PipelinePlan, readers_of
+from mlops_assets.spec import Pipeline, PipelineSpec
+from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.champions import Champions
 from mlops_assets.store.memo import Memo
 
@@ -16,16 +18,20 @@ LISTS = ("executed", "reused", "failed", "skipped")
 
 def reports_of_plan(project: Project, plans: Mapping[str, PipelinePlan]) -> dict[str, Any]:
     """Return what is known of each pipeline before anything runs: all that is reused."""
-    return {
-        name: {
-            **{outcome: [] for outcome in LISTS},
-            **_known(project, plans.get(name) or PipelinePlan(name)),
-            "error": str(project.pipelines.broken[name])
-            if name in project.pipelines.broken
-            else None,
+    store, valid, broken = project.store, project.pipelines.valid, project.pipelines.broken
+
+    def known(name: str) -> dict[str, Any]:
+        return _known(store, valid.get(name), plans.get(name) or PipelinePlan(name))
+
+    with readers_of(store) as pool:
+        return {
+            name: {
+                **{outcome: [] for outcome in LISTS},
+                **found,
+                "error": str(broken[name]) if name in broken else None,
+            }
+            for name, found in zip(project.names, pool.map(known, project.names), strict=True)
         }
-        for name in project.names
-    }
 
 
 def summary(
@@ -53,11 +59,9 @@ def summary(
     }
 
 
-def _known(project: Project, plan: PipelinePlan) -> dict[str, Any]:
-    store = project.store
+def _known(store: ArtifactStore, spec: Pipeline | None, plan: PipelinePlan) -> dict[str, Any]:
     known: dict[str, Any] = {"reused": list(plan.reuse), "metrics": {}, "champion": None}
-    spec = project.trained.get(plan.pipeline)
-    if spec is None:
+    if not isinstance(spec, PipelineSpec):
         return known
     metrics = plan.computed.get(f"{plan.pipeline}/metrics")
     if metrics is not None and metrics.artifact is not None:
