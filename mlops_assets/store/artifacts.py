@@ -283,7 +283,8 @@ class ArtifactStore:
     def _fetch(self, artifact: Artifact) -> Iterator[Path]:
         """Give a local file with the content of an artefact, after its digest was checked."""
         with ExitStack() as files:
-            for left in reversed(range(_READS)):
+            for _ in range(_READS):
+                files.close()
                 try:
                     file = files.enter_context(self._objects.fetch(artifact.path))
                 except ObjectMissingError as error:
@@ -292,9 +293,7 @@ class ArtifactStore:
                     digest = hashlib.file_digest(content, "sha256").hexdigest()
                 if digest.startswith(artifact.version):
                     break
-                if not left:
-                    self._check_digest(artifact, digest)
-                files.close()
+            self._check_digest(artifact, digest)
             yield file
 
     def _is_intact(self, path: str, size: int, version: str) -> bool:
