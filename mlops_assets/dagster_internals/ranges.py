@@ -137,9 +137,19 @@ class _OfPartition:
         return True
 
 
-def of_partitions(events: Iterator[DagsterEvent]) -> Iterator[DagsterEvent]:
-    """Leave out what is told once for the whole step."""
-    return (event for event in events if event.event_type not in _OF_THE_STEP)
+def of_partitions(
+    step: StepExecutionContext, events: Iterator[DagsterEvent]
+) -> Iterator[DagsterEvent]:
+    """Leave out what is told once for the whole step, and what nobody asks for.
+
+    Dagster keeps all events of a step until it ends, for its hooks and for the result of a run in
+    this process. They are in the log anyway; with the partitions, memory would grow.
+    """
+    hooks = step.job_def.get_all_hooks_for_handle(step.node_handle)
+    is_asked = step.output_capture is not None or bool(hooks)
+    for event in events:
+        if is_asked and event.event_type not in _OF_THE_STEP:
+            yield event
 
 
 def begun(step: StepExecutionContext) -> DagsterEvent:

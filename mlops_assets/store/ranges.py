@@ -69,7 +69,8 @@ def one_by_one(step: StepExecutionContext, launch: Launch) -> Iterator[DagsterEv
         if in_a_row == MOST_IN_A_ROW:
             break
         try:
-            yield from _launched(for_partition(step, partition), launch, told)
+            launched = _launched(for_partition(step, partition), launch, told)
+            yield from of_partitions(step, launched)
         except INTERRUPTS:
             raise
         except Exception as error:
@@ -100,7 +101,7 @@ def _launched(
 ) -> Iterator[DagsterEvent]:
     if reason := failed_above(step, told):
         raise Failure(reason, allow_retries=False)
-    yield from of_partitions(launch(step))
+    yield from launch(step)
 
 
 def _words(error: Exception) -> str:

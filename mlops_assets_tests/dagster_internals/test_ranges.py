@@ -11,17 +11,24 @@ from dagster import (
     MultiPartitionsDefinition,
     StaticPartitionsDefinition,
     asset,
+    in_process_executor,
 )
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
 
 from mlops_assets.store.io_manager import StoreIOManager
-from mlops_assets_tests.ranges import materialize_range
+from mlops_assets_tests.ranges import materialize_range, range_tags
 
 HIDDEN = (DagsterEventType.HANDLED_OUTPUT, DagsterEventType.STEP_RESTARTED)
 LETTERS = StaticPartitionsDefinition(["a", "b", "c"])
 
 
 def definitions(folder: Path, *assets: object) -> Definitions:
-    return Definitions(assets, resources={"io_manager": StoreIOManager(url=str(folder))})
+    return Definitions(
+        assets,
+        resources={"io_manager": StoreIOManager(url=str(folder))},
+        executor=in_process_executor,
+    )
 
 
 def test_a_step_is_told_once_and_its_messages_name_the_partition(tmp_path: Path) -> None:
@@ -46,6 +53,23 @@ def test_a_step_is_told_once_and_its_messages_name_the_partition(tmp_path: Path)
     assert [event for event in recorded if event and event.event_type in HIDDEN] == []
     said = [e.user_message for e in logs if e.step_key == "letters" and not e.dagster_event]
     assert said == [f"{letter}: 100% of {letter}" for letter in "abc"]
+
+
+def test_events_are_kept_in_memory_for_nobody_who_does_not_ask_for_them(tmp_path: Path) -> None:
+    @asset(partitions_def=LETTERS)
+    def letters(context: AssetExecutionContext) -> dict[str, str]:
+        return {"letter": context.partition_key}
+
+    with DagsterInstance.ephemeral() as instance:
+        job = definitions(tmp_path, letters).resolve_implicit_global_asset_job_def()
+        run = instance.create_run_for_job(job, tags=range_tags("a", "c"))
+        given = [
+            event.event_type for event in execute_run_iterator(InMemoryJob(job), run, instance)
+        ]
+        made = instance.get_materialized_partitions(letters.key)
+    assert made == {"a", "b", "c"}
+    assert DagsterEventType.STEP_SUCCESS in given
+    assert DagsterEventType.ASSET_MATERIALIZATION not in given
 
 
 def test_inputs_without_partitions_are_those_of_when_the_step_began(tmp_path: Path) -> None:
