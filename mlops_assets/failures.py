@@ -19,6 +19,7 @@ from mlops_assets.dagster_internals.attempts import (
     RunInterrupted,
     another_attempt,
     attempts_left,
+    earlier_runs_left_none,
     error_behind,
     final,
 )
@@ -54,7 +55,7 @@ def explained(step: StepExecutionContext) -> Iterator[None]:
         For Ctrl-C, a termination from the UI, or SIGTERM.
     """
     attempts = attempts_left(step)
-    if attempts is not None and attempts <= step.previous_attempt_count:
+    if earlier_runs_left_none(step, attempts):
         raise Failure(
             f"{step.step.key} has had all attempts that `retries.max` of the pipeline file allows, "
             "in the runs that this one retries: their workers were lost. Mend what ended them, and "

@@ -91,6 +91,17 @@ def attempts_left(step: StepExecutionContext) -> int | None:
     return policy.max_retries + 1 - sum(_attempts_in(step, run) for run in _retried_by(step))
 
 
+def earlier_runs_left_none(step: StepExecutionContext, attempts: int | None) -> bool:
+    """Say whether a step has had the `attempts` that earlier runs, which had some, have left it.
+
+    A run on its own is limited by its policy, or by the code that asks for a retry.
+    """
+    policy = step.op_retry_policy
+    if policy is None or attempts is None or attempts > policy.max_retries:
+        return False
+    return step.previous_attempt_count >= attempts
+
+
 def _retried_by(step: StepExecutionContext) -> Iterator[DagsterRun]:
     """Yield the runs that this one is an automatic retry of, the latest first."""
     run: DagsterRun | None = step.dagster_run

@@ -16,6 +16,7 @@ from dagster import (
     Failure,
     Jitter,
     RetryPolicy,
+    RetryRequested,
     asset,
     materialize,
 )
@@ -210,6 +211,10 @@ def test_a_failure_that_code_raises_by_itself_is_obeyed(customers: Project) -> N
 
     assert attempted(customers, failing(True))[1] == 3
     assert attempted(customers, failing(False))[1] == 1
+
+
+def test_a_retry_that_code_asks_for_is_obeyed(customers: Project) -> None:
+    assert attempted(customers, raising(RetryRequested(max_retries=3)), retries=1)[1] == 4
 
 
 def test_an_error_that_may_pass_is_shown_when_all_attempts_are_used_up(
