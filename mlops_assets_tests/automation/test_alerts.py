@@ -17,7 +17,6 @@ from dagster import (
     AssetCheckEvaluation,
     AssetCheckResult,
     AssetCheckSeverity,
-    AssetCheckSpec,
     AssetKey,
     AssetMaterialization,
     AssetsDefinition,
@@ -34,15 +33,18 @@ from dagster import (
     resource,
 )
 
+from mlops_assets.assets.common import check_of_partitions
 from mlops_assets.automation import alerts
 from mlops_assets.automation.alerts import alert_sensors
 from mlops_assets.automation.alerts.incidents import TOO_OLD
 from mlops_assets.automation.alerts.outbox import TRIES, WINDOW
 from mlops_assets.automation.alerts.runs import LOOK_BACK
 from mlops_assets.definitions import build_defs
+from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets.store.reuse import PRODUCED_BY
 from mlops_assets_tests.automation.channels import Mailbox, Webhook
 from mlops_assets_tests.conftest import CUSTOMERS, DUMMY, Project
+from mlops_assets_tests.ranges import range_tags
 from mlops_assets_tests.servers import free_port
 
 UI = "http://dagster.example.org"
@@ -558,10 +560,12 @@ def drift_of(**checks: AssetCheckSeverity | None) -> AssetsDefinition:
     @asset(
         key=["customers", "drift"],
         partitions_def=DAYS,
-        check_specs=[AssetCheckSpec(name, asset=["customers", "drift"]) for name in checks],
+        check_specs=[
+            check_of_partitions(name, AssetKey(["customers", "drift"]), "", DAYS) for name in checks
+        ],
     )
     def drift() -> Iterator[Any]:
-        yield Output(None)
+        yield Output({})
         for name, severity in checks.items():
             yield AssetCheckResult(
                 check_name=name,
@@ -590,6 +594,28 @@ def test_drift_is_told_once_for_all_checks_of_a_run(customers: Project, webhook:
         "partition: 2026-01-03",
     ]
     assert run.success
+
+
+def test_drift_of_several_days_of_one_run_is_one_message_that_names_the_days(
+    customers: Project, webhook: Webhook
+) -> None:
+    ticks = Ticks(customers, webhook.url, name="asset_alerts")
+    ticks.tick()
+    materialize(
+        [drift_of(age=AssetCheckSeverity.WARN)],
+        instance=customers.instance,
+        resources={"io_manager": StoreIOManager(url=customers.settings.store_url)},
+        tags=range_tags("2026-01-03", "2026-01-04"),
+    )
+    ticks.tick()
+
+    [message] = webhook.received
+    assert message["message"].splitlines()[:4] == [
+        "2026-01-03 age (warn): the population stability index of age is 0.31",
+        "2026-01-04 age (warn): the population stability index of age is 0.31",
+        "",
+        "partition: 2026-01-03 to 2026-01-04",
+    ]
 
 
 def test_drift_that_is_reused_is_told_only_if_another_instance_found_it(
