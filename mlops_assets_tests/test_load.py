@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections import Counter
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
+from dagster import AutomationConditionSensorDefinition
+from dagster._core.definitions.automation_condition_sensor_definition import MAX_ENTITIES
 
 from mlops_assets import pipeline_file
 from mlops_assets.cli.planning import Project as PlannedProject
@@ -89,3 +92,25 @@ def test_what_is_known_of_many_pipelines_is_read_several_at_a_time_over_the_netw
     }
 
     assert list(reports_of_plan(chosen, plans)) == chosen.names
+
+
+def test_a_pipeline_of_many_steps_is_divided_among_sensors_as_dagster_can_evaluate_them(
+    project: Project,
+) -> None:
+    steps = {f"s{number}": {"command": "true"} for number in range(MAX_ENTITIES + 1)}
+    path = project.add("long", "retries:")
+    path.write_text(json.dumps({"steps": steps}))
+    definitions = build_defs(project.settings)
+    graph = definitions.resolve_asset_graph()
+
+    sensors = {
+        sensor.name: sensor.asset_selection.resolve(graph)
+        for sensor in definitions.get_repository_def().sensor_defs
+        if isinstance(sensor, AutomationConditionSensorDefinition)
+    }
+
+    assert {name: len(keys) for name, keys in sensors.items()} == {
+        "long_automation_sensor": MAX_ENTITIES,
+        "long_automation_sensor_2": 1,
+    }
+    assert set().union(*sensors.values()) == graph.materializable_asset_keys

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 INTERVAL = 60  # seconds between two looks at a source
 
+MOST_ASSETS = 500
+"""Of an automation sensor, a limit of Dagster's."""
+
 NEW_DATA = "mlops/new_data"
 """Tag of a run: what was new or changed, as far as it can be named."""
 
@@ -68,6 +71,8 @@ def pipeline_sensors(
 ) -> list[SensorDefinition]:
     """Return `p_automation_sensor` and what looks at the pipeline's data, if it has any.
 
+    Every further 500 steps have an automation sensor of their own, `p_automation_sensor_2`.
+
     That is `p_new_data_sensor` where new data is to launch runs. Where it is not to launch
     training, and the data is not the asset of another pipeline, it is `p_source_sensor`.
 
@@ -78,8 +83,14 @@ def pipeline_sensors(
     main, scoring : jobs
         `p_training` or `p_steps`, and `p_scoring` if there is one.
     """
-    made = exactly(keys_of(spec))
-    sensors: list[SensorDefinition] = [reuse_sensor(f"{spec.name}_automation_sensor", made)]
+    keys = keys_of(spec)
+    sensors: list[SensorDefinition] = [
+        reuse_sensor(
+            f"{spec.name}_automation_sensor" + (f"_{number + 1}" if number else ""),
+            exactly(keys[start : start + MOST_ASSETS]),
+        )
+        for number, start in enumerate(range(0, len(keys), MOST_ASSETS))
+    ]
     if not isinstance(spec, PipelineSpec):
         return sensors
     if not spec.train.on_new_data and spec.data.upstream is None:
