@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -149,10 +150,24 @@ def _is_complete(path: str) -> bool:
             return False
 
 
+class _Facts:
+    """What Dagster asks of a database before every statement, and what stays so once it is."""
+
+    def __init__(self) -> None:
+        self._found: set[tuple[str, ...]] = set()
+
+    def holds(self, fact: tuple[str, ...], look: Callable[[], bool]) -> bool:
+        if fact not in self._found and look():
+            self._found.add(fact)
+        return fact in self._found
+
+
 class _RunStorage(SqliteRunStorage):
     def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(conn_string, inst_data)
         self._database = _Database(conn_string)
+        self._facts = _Facts()
+        self._id: str | None = None
 
     @classmethod
     def from_local(
@@ -166,6 +181,17 @@ class _RunStorage(SqliteRunStorage):
     def connect(self) -> Iterator[Connection]:
         with self._database.begin() as connection:
             yield connection
+
+    def get_run_storage_id(self) -> str:
+        if self._id is None:
+            self._id = super().get_run_storage_id()
+        return self._id
+
+    def has_run_stats_index_cols(self) -> bool:
+        return self._facts.holds(("run stats",), super().has_run_stats_index_cols)
+
+    def has_backfill_id_column(self) -> bool:
+        return self._facts.holds(("backfill id",), super().has_backfill_id_column)
 
     def dispose(self) -> None:
         self._database.close()
@@ -202,8 +228,7 @@ class _EventLogStorage(SqliteEventLogStorage):
         self._databases: dict[str, _Database] = {}  # the least recently used one first
         self._begun: dict[str, Connection] = {}  # transactions of the thread whose turn it is
         self._block: ExitStack | None = None
-        self._tables: set[str] = set()
-        self._columns: set[str] = set()
+        self._facts = _Facts()
         super().__init__(base_dir, inst_data)
 
     @contextmanager
@@ -264,16 +289,22 @@ class _EventLogStorage(SqliteEventLogStorage):
         engine.dispose()
 
     def has_table(self, table_name: str) -> bool:
-        if table_name not in self._tables and super().has_table(table_name):
-            self._tables.add(table_name)
-        return table_name in self._tables
+        return self._facts.holds(("table", table_name), partial(super().has_table, table_name))
+
+    def has_asset_key_col(self, column_name: str) -> bool:
+        return self._facts.holds(
+            ("column", column_name),
+            partial(super().has_asset_key_col, column_name),
+        )
 
     def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
-        if column_name not in self._columns and super()._has_asset_key_col_on_connection(
-            conn, column_name
-        ):
-            self._columns.add(column_name)
-        return column_name in self._columns
+        return self._facts.holds(
+            ("column", column_name),
+            partial(super()._has_asset_key_col_on_connection, conn, column_name),
+        )
+
+    def has_secondary_index(self, name: str) -> bool:
+        return self._facts.holds(("index", name), partial(super().has_secondary_index, name))
 
     def watch(self, run_id: str, cursor: str | None, callback: EventHandlerFn) -> None:
         observer: Any = self._obs
