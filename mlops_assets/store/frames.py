@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _METADATA = b"mlops_assets"
 _GROUP_BYTES = 32 * 1024 * 1024  # of a row group, uncompressed: what streaming keeps in memory
 _GROUP_ROWS = (1024, 1024 * 1024)
+_READ_BYTES = 64 * 1024 * 1024  # of a frame that are Arrow's at a time while it is read
 _VARIABLE_WIDTH = 32  # bytes: a guess for text and nested values
 _SAMPLE_ROWS = 16_384
 _WORTHWHILE = 0.8  # compressed/plain size from which on compressing isn't worth its time
@@ -65,9 +66,8 @@ class ParquetCodec:
         import pyarrow as pa
 
         if isinstance(value, pd.DataFrame):
-            table = _to_arrow(value)
             columns = {str(name): str(dtype) for name, dtype in value.dtypes.items()}
-            return {**_write_batches(table.schema, table.to_batches(), file), "columns": columns}
+            return {**_write_batches(*_from_pandas(value), file), "columns": columns}
         if isinstance(value, pa.Table):
             return _write_batches(value.schema, value.to_batches(), file)
         return _write_batches(*_checked_stream(value), file)
@@ -86,8 +86,7 @@ class ParquetCodec:
                 return pa.RecordBatchReader.from_batches(schema, batches)
             if why := too_much(schema, parquet.metadata.num_rows):
                 raise StoreError(f"cannot be read as a whole: {why}")
-            table = parquet.read().cast(schema)
-            return table if as_ == "table" else _to_pandas(table)
+            return parquet.read().cast(schema) if as_ == "table" else _read_frame(parquet, schema)
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(f"is no Parquet file that can be read: {error}") from error
 
@@ -181,14 +180,18 @@ def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterato
 
 
 def _group_rows(schema: pa.Schema) -> int:
+    lowest, highest = _GROUP_ROWS
+    return min(max(_GROUP_BYTES // max(1, _row_width(schema)), lowest), highest)
+
+
+def _row_width(schema: pa.Schema) -> int:
     width = 0
     for field in schema:
         try:
             width += max(1, field.type.bit_width // 8)
         except ValueError:  # a type without a fixed width
             width += _VARIABLE_WIDTH
-    lowest, highest = _GROUP_ROWS
-    return min(max(_GROUP_BYTES // max(1, width), lowest), highest)
+    return width
 
 
 def _encodings(group: pa.Table) -> dict[str, Any]:
@@ -223,8 +226,11 @@ def _original_schema(parquet: pq.ParquetFile) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
 
 
-def _to_arrow(frame: pd.DataFrame) -> pa.Table:
-    """Arrow table of a frame, with what Arrow would lose in the schema's metadata."""
+def _from_pandas(frame: pd.DataFrame) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema, with what Arrow would lose in its metadata, and batches of the rows of a frame.
+
+    The rows are converted row group by row group: a frame of one NumPy array would be copied else.
+    """
     import pyarrow as pa
 
     _check_labels(frame)
@@ -236,7 +242,7 @@ def _to_arrow(frame: pd.DataFrame) -> pa.Table:
         if level.dtype == object:
             _check_objects("the index", level)
     try:
-        table = pa.Table.from_pandas(frame)
+        converted = pa.Schema.from_pandas(frame)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise StoreError(f"{_culprit(frame)} cannot be stored: {_text(error)}") from error
     extra: dict[str, Any] = {
@@ -244,13 +250,25 @@ def _to_arrow(frame: pd.DataFrame) -> pa.Table:
         "categories": {},
         "zones": {},
     }
-    for index, field in enumerate(table.schema):
+    schema = converted
+    for index, field in enumerate(converted):
         if pa.types.is_dictionary(field.type) and field.name in frame:
-            column = table.column(index).combine_chunks()
             extra["categories"][field.name] = _encode_categories(frame[field.name].dtype)
-            table = table.set_column(index, field.name, column.dictionary_decode())
-    _check_types(frame, table, extra)
-    return _with_extra(table, extra)
+            schema = schema.set(index, field.with_type(field.type.value_type))
+    _check_types(frame, schema, extra)
+    schema = _with_extra(schema, extra)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        size = _group_rows(schema)
+        for start in range(0, len(frame), size):
+            table = pa.Table.from_pandas(frame.iloc[start : start + size], converted)
+            for index, field in enumerate(schema):
+                if field.name in extra["categories"]:
+                    column = table.column(index).combine_chunks().dictionary_decode()
+                    table = table.set_column(index, field, column)
+            yield from table.replace_schema_metadata(schema.metadata).to_batches()
+
+    return schema, batches()
 
 
 def _check_labels(frame: pd.DataFrame) -> None:
@@ -310,12 +328,12 @@ def _culprit(frame: pd.DataFrame) -> str:
     return "the index of the frame"
 
 
-def _check_types(frame: pd.DataFrame, table: pa.Table, extra: dict[str, Any]) -> None:
+def _check_types(frame: pd.DataFrame, schema: pa.Schema, extra: dict[str, Any]) -> None:
     """Take the frame without its rows there and back, and refuse types that come back changed."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(_with_extra(table.schema.empty_table(), extra), buffer)
+    pq.write_table(_with_extra(schema, extra).empty_table(), buffer)
     back = _to_pandas(pq.ParquetFile(buffer).read())
     for name, dtype in frame.dtypes.items():
         if dtype != back[name].dtype and dtype.kind == "M":
@@ -344,23 +362,59 @@ def _check_index(index: pd.Index, back: pd.Index) -> None:
         )
 
 
+def _read_frame(parquet: pq.ParquetFile, schema: pa.Schema) -> pd.DataFrame:
+    """Read some columns at a time, so that Arrow's copy of a large frame is never there as a whole.
+
+    It is faster, too: memory that was used for the columns before costs the system no new pages.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    size = parquet.metadata.num_rows * _row_width(schema)
+    described = (schema.pandas_metadata or {}).get("index_columns", [])
+    names = [name for name in schema.names if name not in described]
+    if size <= _READ_BYTES or not names:
+        return _to_pandas(parquet.read().cast(schema))
+
+    def read(names: list[str]) -> pd.DataFrame:
+        part = pa.schema([schema.field(name) for name in names], schema.metadata)
+        # "a" stands for the column "a.b", too.
+        return _to_pandas(parquet.read(columns=names).select(names).cast(part))
+
+    at_once = max(1, len(names) * _READ_BYTES // size)
+    columns: dict[Any, pd.Series] = {}
+    for start in range(0, len(names), at_once):
+        columns |= read(names[start : start + at_once]).items()
+    frame = pd.DataFrame(columns, copy=False)  # concat would copy all of them once more
+    if levels := [name for name in schema.names if name in described]:
+        frame.index = read(levels).index
+    empty = _to_pandas(schema.empty_table())
+    frame.columns, frame.attrs = empty.columns, empty.attrs
+    return frame
+
+
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
     import numpy as np
 
     extra = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
-    for name, spec in extra.get("categories", {}).items():
+    for name in _named(extra, "categories", table):
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, _decode_categories(table.column(index), spec))
+        column = _decode_categories(table.column(index), extra["categories"][name])
+        table = table.set_column(index, name, column)
     frame: pd.DataFrame = table.to_pandas()
-    for name in extra.get("nan", []):
+    for name in _named(extra, "nan", table):
         frame[name] = frame[name].where(frame[name].notna(), np.nan)
-    zones = extra.get("zones")
+    zones = {name: extra["zones"][name] for name in _named(extra, "zones", table)}
     return frame.astype(zones) if zones else frame
 
 
-def _with_extra(table: pa.Table, extra: dict[str, Any]) -> pa.Table:
-    metadata = {**table.schema.metadata, _METADATA: json.dumps(extra, sort_keys=True).encode()}
-    return table.replace_schema_metadata(metadata)
+def _named(extra: dict[str, Any], what: str, table: pa.Table) -> list[str]:
+    return [name for name in extra.get(what, ()) if name in table.column_names]
+
+
+def _with_extra(schema: pa.Schema, extra: dict[str, Any]) -> pa.Schema:
+    metadata = {**schema.metadata, _METADATA: json.dumps(extra, sort_keys=True).encode()}
+    return schema.with_metadata(metadata)
 
 
 def _encode_categories(dtype: pd.CategoricalDtype) -> dict[str, Any]:

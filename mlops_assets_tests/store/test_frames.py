@@ -8,6 +8,8 @@ import decimal
 import io
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pandas.testing import assert_frame_equal
 
 from mlops_assets.errors import StoreError
 from mlops_assets.store import ArtifactStore
+from mlops_assets.store import frames as frames_module
 from mlops_assets.store.frames import ParquetCodec
 
 
@@ -37,6 +40,13 @@ def there_and_back(value: Any, folder: Path, as_: Any = None) -> Any:
     """What a step would be given of what another one returned."""
     store = ArtifactStore(str(folder))
     return store.read(store.write(["a"], value), as_)
+
+
+@pytest.fixture(params=["as a whole", "a column at a time"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read small frames as such, and as if they were large."""
+    if request.param == "a column at a time":
+        monkeypatch.setattr(frames_module, "_READ_BYTES", 0)
 
 
 def series(*values: Any, dtype: Any = None) -> pd.Series:
@@ -83,6 +93,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS.keys())
 def test_a_column_comes_back_exactly(column: pd.Series, tmp_path: Path) -> None:
     for frame in (pd.DataFrame({"x": column}), pd.DataFrame({"x": column[:0]})):
@@ -103,19 +114,22 @@ INDEXES = {
 }
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("index", INDEXES.values(), ids=INDEXES.keys())
 def test_an_index_comes_back_exactly(index: pd.Index, tmp_path: Path) -> None:
     frame = pd.DataFrame({"x": [1, 2, 3]}, index=index)
     assert_frame_equal(there_and_back(frame, tmp_path), frame, check_exact=True)
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize(
     "frame",
     [
         pd.DataFrame(),
         pd.DataFrame({"x": []}),
         pd.DataFrame({"": [1], "a.b": [2], "index": [3], "__index_level_0__": [4], "😀": [5]}),
-        pd.DataFrame({"x": [1]}).rename_axis(columns="names"),
+        pd.DataFrame({"a": [1], "a.b": [2]}),
+        pd.DataFrame({"x": [1], "y": [2]}).rename_axis(columns="names"),
     ],
 )
 def test_unusual_shapes_and_names_come_back(frame: pd.DataFrame, tmp_path: Path) -> None:
@@ -206,6 +220,7 @@ def frames(draw: st.DrawFn) -> pd.DataFrame:
     return frame
 
 
+@pytest.mark.usefixtures("reading")
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -218,11 +233,46 @@ def test_any_frame_of_storable_types_comes_back_exactly(
     assert content_of(back) == content_of(frame)
 
 
+@pytest.mark.usefixtures("reading")
 def test_a_loaded_frame_can_be_changed_in_place(tmp_path: Path) -> None:
     back = there_and_back(pd.DataFrame({"x": [1.0, 2.0], "y": [1, 2], "z": ["a", "b"]}), tmp_path)
     back.loc[0, "x"] = 5.0
     back["y"].to_numpy()[0] = 7
     assert back.loc[0, "y"] == 7
+
+
+LARGE = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mlops_assets.store import ArtifactStore
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+store = ArtifactStore(sys.argv[1])
+store.read(store.write(["warm"], pd.DataFrame(np.zeros((9, 9)), columns=[*"abcdefghi"])))
+before, size = peak(), 320_000_000
+values = np.ones((size // 160, 20))
+artifact = store.write(["large"], pd.DataFrame(values, columns=[f"x{n}" for n in range(20)]))
+print((peak() - before) / size)
+del values
+store.read(artifact)
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_a_large_frame_takes_little_more_memory_than_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LARGE, str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    writing, reading = map(float, output.split())
+    assert 1 <= writing < 1.5  # a copy would make it 2
+    assert 1 <= reading < 1.5
 
 
 def batches(rows: int, size: int) -> list[pa.RecordBatch]:
