@@ -130,6 +130,7 @@ class Site:
         unfinished = [run for run in self.runs() if not run.is_finished]
         assert not unfinished, f"{unfinished}\n{command.output}"
         self.tracking_is_consistent()
+        (self.folder / "before.txt").write_text("\n".join(run.run_id for run in self.runs()))
         return report
 
     def _current(self, run: DagsterRun) -> set[str]:

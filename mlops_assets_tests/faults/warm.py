@@ -54,6 +54,7 @@ MAIN = {
     "mlops": "mlops_assets.cli",
     "dagster": "dagster._cli",
     "dagster-daemon": "dagster._daemon.cli",
+    "dagster-graphql": "dagster_graphql.cli",
     "tick": "mlops_assets_tests.faults.tick",
 }
 
