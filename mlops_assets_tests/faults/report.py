@@ -39,8 +39,8 @@ def measured() -> str:
     """Say when and where."""
     cores = len(os.sched_getaffinity(0))
     return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}, {cores} cores, {platform.system()} "
-        f"{platform.release()}, Python {platform.python_version()}, "
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}, {cores} cores, {platform.system()}, "
+        f"Python {platform.python_version()}, "
         f"{LONGER} times the trials of CI."
     )
 

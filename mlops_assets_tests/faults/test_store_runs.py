@@ -39,7 +39,7 @@ def test_a_run_that_is_killed_at_an_effect_of_the_store_is_finished_by_the_next(
             command.kill_all()
             made = len(artifacts(is_whole(site)) - before)
             trial.facts |= {"killed": f"before {names[point]}, effect {point}", "made": made}
-            trial.outcome = f"{made} of {len(expected - before)} artefacts, all of them whole"
+            trial.outcome = f"{made} of {len(expected - before)} artefacts made"
             trial.facts["executed then"] = run(site)["executed"]
             site.tracking_is_consistent()
             found = is_whole(site)
