@@ -90,13 +90,15 @@ class Site:
             return list(instance.get_runs())
 
     def made(self, run: DagsterRun) -> set[str]:
-        """Return what a run has materialised."""
+        """Return what the steps of a run have materialised that were finished."""
         with self.instance() as instance:
-            events = instance.all_logs(run.run_id)
+            entries = instance.all_logs(run.run_id)
+        events = [entry.get_dagster_event() for entry in entries if entry.is_dagster_event]
+        finished = {event.step_key for event in events if event.is_step_success}
         return {
-            event.get_dagster_event().asset_key.to_user_string()
+            event.asset_key.to_user_string()
             for event in events
-            if event.is_dagster_event and event.get_dagster_event().is_step_materialization
+            if event.is_step_materialization and event.asset_key and event.step_key in finished
         }
 
     # --- what has to hold ---------------------------------------------------------------------
