@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from time import monotonic
 from typing import Any
+
+import click
 
 from mlops_assets.cli.planning import Project
 from mlops_assets.durations import seconds
@@ -17,6 +20,7 @@ from mlops_assets.store.prune import PruneReport, prune
 from mlops_assets.wording import size
 
 _SHORTEST = timedelta(hours=1)
+_SECONDS_OF_SILENCE = 5.0
 
 
 def history_as_json(asset: str, partition: str | None, limit: int) -> list[dict[str, Any]]:
@@ -86,13 +90,27 @@ def pruned(keep: int, older_than: str, *, dry_run: bool) -> str:
 
     with local_instance() as instance:
         in_use = running(instance)
-    report = prune(store, keep=keep, older_than=age, dry_run=dry_run, **in_use._asdict())
+    report = prune(
+        store, keep=keep, older_than=age, dry_run=dry_run, told=_Progress(), **in_use._asdict()
+    )
     warning = (
         ["warning: a run that begins now may need what is younger than an hour"]
         if age < _SHORTEST and not dry_run
         else []
     )
     return "\n".join([*warning, *_as_lines(report, dry_run)])
+
+
+class _Progress:
+    """Says on stderr how far a long deletion is, every few seconds."""
+
+    def __init__(self) -> None:
+        self._said = monotonic()
+
+    def __call__(self, deleted: int) -> None:
+        if monotonic() - self._said >= _SECONDS_OF_SILENCE:
+            self._said = monotonic()
+            click.echo(f"{deleted:,} objects deleted so far", err=True)
 
 
 def _as_lines(report: PruneReport, dry_run: bool) -> list[str]:

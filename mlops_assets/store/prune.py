@@ -115,6 +115,7 @@ def prune(
     protected: Iterable[Protected] = (),
     since: datetime | None = None,
     dry_run: bool = False,
+    told: Callable[[int], None] = lambda deleted: None,
 ) -> PruneReport:
     """Delete the versions that nothing needs any more, and the records that name them.
 
@@ -131,6 +132,8 @@ def prune(
         What runs in progress may load: these versions, and everything written since then.
     dry_run
         Delete nothing.
+    told
+        Is told now and then how many objects, records included, have been deleted so far.
 
     Raises
     ------
@@ -153,7 +156,7 @@ def prune(
         needed.add(*listing.written_since(since, "written since the oldest run began"))
     needed.add(*listing.written_since(recent, "written recently"))
     if not dry_run:
-        _delete(store, listing, needed)
+        _delete(store, listing, needed, told)
         store.tidy(now - _LEFTOVERS)
     return _report(listing, needed)
 
@@ -381,11 +384,17 @@ def _inputs(inputs: Mapping[str, str]) -> Iterator[Version]:
             yield Version(folder, str(version))
 
 
-def _delete(store: ArtifactStore, listing: _Listing, needed: _Needed) -> None:
+def _delete(
+    store: ArtifactStore, listing: _Listing, needed: _Needed, told: Callable[[int], None]
+) -> None:
+    deleted = 0
     for paths in listing.paths():
         for batch in _batches(path for path in paths if not needed.keeps(path)):
             needed.look_at_roots()
-            store.discard([path for path in batch if not needed.keeps(path)])
+            unneeded = [path for path in batch if not needed.keeps(path)]
+            store.discard(unneeded)
+            deleted += len(unneeded)
+            told(deleted)
 
 
 def _report(listing: _Listing, needed: _Needed) -> PruneReport:

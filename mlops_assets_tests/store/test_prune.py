@@ -199,6 +199,15 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(store: ArtifactStore) -> No
     assert paths_in(store) < before
 
 
+def test_whoever_waits_is_told_how_much_was_deleted(local: ArtifactStore) -> None:
+    for number in range(3):
+        train(local, number)
+    before, told = len(list(local.contents())), list[int]()
+    prune_all(local, told=told.append)
+    assert told == sorted(told)
+    assert told[-1] == before - len(list(local.contents())) > 0
+
+
 def test_pruning_again_changes_nothing(store: ArtifactStore) -> None:
     for number in range(3):
         train(store, number, "laptop")
