@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Show a user's mistake as a message, without a stack trace."""
+    """Show a user's mistake, or that of a database, as a message without a stack trace."""
 
     @wraps(command)
     def run_it(*args: Any, **kwargs: Any) -> None:
@@ -28,6 +28,13 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             raise click.ClickException(str(error)) from error
+        except Exception as error:
+            from mlops_assets.cli.planning import dagster_home
+            from mlops_assets.dagster_internals.database import refusal_of
+
+            if refusal := refusal_of(error, dagster_home()):
+                raise click.ClickException(refusal) from error
+            raise
 
     return run_it
 

@@ -34,6 +34,22 @@ PROCESS = "mlops/process"
 UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 """Statuses of runs that a process is at work on, or should be."""
 
+_ANEW = (
+    "move that folder away and run again: the results are in the store, and a new instance records "
+    "them without computing anything"
+)
+_REMEDY = "see that its database answers, and run again: what was finished is reused"
+_REMEDIES = {
+    "malformed": _ANEW,
+    "not a database": _ANEW,
+    "no such table": _ANEW,
+    "locked": "another process holds its database; run again when that has ended",
+    "readonly": "the user who runs this may not write there; change the permissions",
+    "unable to open": "see that the folder is there and can be written by who runs this",
+    "full": "the disk is full; free some space, and run again",
+    "disk I/O": "see whether the disk is full or broken, and run again",
+}
+
 _VERSION, _CODE = "dagster/data_version", "dagster/code_version"
 _INPUT = "dagster/input_data_version/"
 
@@ -165,3 +181,18 @@ def _decode(record: Mapping[str, Any]) -> tuple[str, Recorded]:
 def _texts(entries: list[dict[str, Any]]) -> Iterator[tuple[str, object]]:
     for entry in entries:
         yield entry["label"], entry["entry_data"].get("text")
+
+
+def refusal_of(error: BaseException | None, home: Path) -> str | None:
+    """Say what is wrong with the instance's database and what to do; None for any other error."""
+    while error is not None and not _is_of_a_database(error):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    what = str(error).strip()
+    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in what), _REMEDY)
+    return f"Dagster's instance in {home}: {what}; {remedy}"
+
+
+def _is_of_a_database(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.DatabaseError) or type(error).__module__ == "psycopg2"

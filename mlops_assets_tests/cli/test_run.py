@@ -228,3 +228,25 @@ def test_dagster_job_execute_does_the_same(customers: Project) -> None:
 
     assert done.returncode == 0, done.stderr
     assert len(list((customers.folder / "store" / "customers" / "champion").iterdir())) == 1
+
+
+@pytest.mark.parametrize("database", ["runs.db", "runs/index.db"])
+def test_a_damaged_instance_is_named_with_the_remedy_which_helps(
+    customers: Project, database: str
+) -> None:
+    assert mlops(customers, "run").returncode == 0
+    home = customers.folder / "dagster"
+    damaged = home / "history" / database
+    for log in damaged.parent.glob(f"{damaged.name}-*"):
+        log.unlink()
+    damaged.write_bytes(b"no database at all" * 1000)
+    write_customers(customers.folder / "pipelines" / "customers.csv", rows=121)
+    refused = mlops(customers, "run")
+
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    assert str(home) in last
+    assert "move that folder away" in last
+    home.rename(customers.folder / "moved away")
+    assert mlops(customers, "run").returncode == 0
