@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -96,8 +97,8 @@ class ArtifactStore:
         """
         codec = codec_for(value)
         folder = folder_of(key, partition)
-        with self._objects.upload(folder) as upload:
-            writer = _HashingWriter(upload)
+        with self._objects.upload(folder) as upload, ThreadPoolExecutor(1) as thread:
+            writer = _HashingWriter(upload, thread)
             facts = codec.write(value, cast("IO[bytes]", writer))
             version = writer.digest[:VERSION_LENGTH]
             path = object_path(folder, version, codec.extension)
@@ -202,8 +203,9 @@ class ArtifactStore:
             self._fetch(artifact) as file,
             file.open("rb") as content,
             self._objects.upload(folder_of(key, partition)) as upload,
+            ThreadPoolExecutor(1) as thread,
         ):
-            writer = _HashingWriter(upload)
+            writer = _HashingWriter(upload, thread)
             while chunk := content.read(_CHUNK):
                 writer.write(chunk)
             self._check_digest(artifact, writer.digest)  # it may have changed since it was fetched
@@ -286,11 +288,9 @@ class ArtifactStore:
             for _ in range(_READS):
                 files.close()
                 try:
-                    file = files.enter_context(self._objects.fetch(artifact.path))
+                    file, digest = files.enter_context(self._objects.fetch(artifact.path))
                 except ObjectMissingError as error:
                     raise self._missing(artifact.key, self.url_of(artifact)) from error
-                with file.open("rb") as content:
-                    digest = hashlib.file_digest(content, "sha256").hexdigest()
                 if digest.startswith(artifact.version):
                     break
             self._check_digest(artifact, digest)
@@ -317,26 +317,49 @@ class ArtifactStore:
 
 
 class _HashingWriter(io.RawIOBase):
-    """The file that codecs write to: counts and digests the bytes on their way to an upload."""
+    """The file that codecs write to: counts and digests the bytes on their way to an upload.
 
-    def __init__(self, upload: Upload) -> None:
+    Large ones are digested in a thread, while the next ones are encoded and written.
+    """
+
+    def __init__(self, upload: Upload, thread: ThreadPoolExecutor) -> None:
         self._upload = upload
+        self._thread = thread
         self._sha256 = hashlib.sha256()
+        self._ahead: list[bytes] = []  # not digested yet
+        self._ahead_size = 0
+        self._digesting: Future[None] | None = None
         self.size = 0
 
     @property
     def digest(self) -> str:
+        self._wait()
+        self._update(self._ahead)
+        self._ahead, self._ahead_size = [], 0
         return self._sha256.hexdigest()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._sha256.update(view)
-        self._upload.write(view)
-        self.size += view.nbytes
-        return view.nbytes
+        content = data if isinstance(data, bytes) else bytes(data)  # the caller may change it
+        self._upload.write(content)
+        self.size += len(content)
+        self._ahead.append(content)
+        self._ahead_size += len(content)
+        if self._ahead_size >= _CHUNK:
+            self._wait()
+            self._digesting = self._thread.submit(self._update, self._ahead)
+            self._ahead, self._ahead_size = [], 0
+        return len(content)
+
+    def _wait(self) -> None:
+        if self._digesting is not None:
+            self._digesting.result()
+
+    def _update(self, parts: list[bytes]) -> None:
+        for part in parts:
+            self._sha256.update(part)
 
 
 def _remedy(key: Sequence[str]) -> str:

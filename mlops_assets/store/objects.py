@@ -94,8 +94,8 @@ class Objects(Protocol):
     def digest(self, path: str) -> str:
         """SHA-256 of an object in hexadecimal digits; raises `ObjectMissingError`."""
 
-    def fetch(self, path: str) -> AbstractContextManager[Path]:
-        """A local file with the content of an object; raises `ObjectMissingError`.
+    def fetch(self, path: str) -> AbstractContextManager[tuple[Path, str]]:
+        """A local file with the content of an object, and its digest; raises `ObjectMissingError`.
 
         The file may vanish when the context ends; what has been opened until then stays readable.
         """
@@ -198,11 +198,9 @@ class LocalObjects:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @contextmanager
-    def fetch(self, path: str) -> Iterator[Path]:
+    def fetch(self, path: str) -> Iterator[tuple[Path, str]]:
         """See `Objects`."""
-        with explained(self.url_of(path)):
-            (self.root / path).open("rb").close()
-        yield self.root / path
+        yield self.root / path, self.digest(path)
 
     @contextmanager
     def upload(self, folder: str) -> Iterator[_LocalUpload]:

@@ -14,7 +14,9 @@ import hashlib
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,10 +32,11 @@ from mlops_assets.store.objects import (
 )
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import Bytes, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _PART = 16 * 1024 * 1024  # bytes of one request, in both directions
+_AT_ONCE = 4  # parts, in both directions
 _READS = 2  # of a part that comes shorter than it is
 _MOST_PARTS = 10_000  # of an S3 upload
 _TIMEOUTS: ClientConfig = {
@@ -84,15 +87,17 @@ class RemoteObjects:
         return sha256.hexdigest()
 
     @contextmanager
-    def fetch(self, path: str) -> Iterator[Path]:
+    def fetch(self, path: str) -> Iterator[tuple[Path, str]]:
         """See `Objects`."""
+        sha256 = hashlib.sha256()
         with _temporary_file() as file:
             for part in self._parts(path):
+                sha256.update(part)
                 with _on_local_disk():
                     file.write(part)
             with _on_local_disk():
                 file.flush()
-            yield Path(file.name)
+            yield Path(file.name), sha256.hexdigest()
 
     @contextmanager
     def upload(self, folder: str) -> Iterator[_RemoteUpload]:
@@ -147,7 +152,7 @@ class RemoteObjects:
 
         with self._explained(path):
             part = max(_PART, -(-size // _MOST_PARTS))
-            obstore.put(self._store, path, file, chunk_size=part, max_concurrency=4)
+            obstore.put(self._store, path, file, chunk_size=part, max_concurrency=_AT_ONCE)
 
     def _was_created_by(self, writer: str, path: str) -> bool:
         """Whether an object that exists is our own: an answer was lost, and the client asked again.
@@ -163,23 +168,38 @@ class RemoteObjects:
                 f"{self.url_of(path)}: somebody else is writing it at this moment"
             ) from error
 
-    def _parts(self, path: str) -> Iterator[bytes]:
-        """Content in ranges: a broken connection costs one range, however large the object."""
+    def _parts(self, path: str) -> Iterator[Bytes]:
+        """Content in ranges, in order, with the next ones under way.
+
+        A broken connection costs one range, however large the object.
+        """
         import obstore
 
         with self._explained(path):
             size = obstore.head(self._store, path)["size"]
+        pool = ThreadPoolExecutor(_AT_ONCE)
+        coming: deque[Future[Bytes]] = deque()
+        try:
             for start in range(0, size, _PART):
-                length = min(_PART, size - start)
-                for _ in range(_READS):
-                    part = bytes(obstore.get_range(self._store, path, start=start, length=length))
-                    if len(part) == length:
-                        break
-                else:
-                    raise StoreUnavailableError(
-                        f"{self.url_of(path)}: the store sent {len(part)} bytes instead of {length}"
-                    )
-                yield part
+                coming.append(pool.submit(self._part, path, start, min(_PART, size - start)))
+                if len(coming) == _AT_ONCE:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _part(self, path: str, start: int, length: int) -> Bytes:
+        import obstore
+
+        with self._explained(path):
+            for _ in range(_READS):
+                part = obstore.get_range(self._store, path, start=start, length=length)
+                if len(part) == length:
+                    return part
+        raise StoreUnavailableError(
+            f"{self.url_of(path)}: the store sent {len(part)} bytes instead of {length}"
+        )
 
     def _explained(self, path: str) -> AbstractContextManager[None]:
         return _explained(self.url_of(path), self._endpoint_url)
