@@ -15,7 +15,7 @@ Each way scores the same files with the same model:
   creation until it is over; all processes are counted, the daemon's own start too
 
 Each in a process of its own, without its imports but for the daemon; CPU seconds are those of all
-processes. It prints a table and writes `benchmarks/results-backfill.json`.
+processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -35,14 +35,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import Spread, table
 from mlops_assets_tests.servers import stop_group
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results-backfill.json"
 PIPELINE = """\
 data: {uri: customers.csv, target: left}
 model: {estimator: sklearn.linear_model.LogisticRegression, params: {max_iter: 500}}
@@ -62,7 +61,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure all ways, print a table and write the results."""
+    """Measure all ways, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--days", type=int, nargs="+", default=[30, 365])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -74,14 +73,29 @@ def main() -> None:
         way, folder, days = options.child
         print(json.dumps(asdict(WAYS[way](Path(folder), days_of(int(days))))))
         return
-    results = []
-    for days in options.days:
-        with TemporaryDirectory(prefix="backfill-") as folder:
-            prepare(Path(folder), days_of(days))
-            measured = {way: _in_child(way, folder, days) for way in options.ways}
-        results.append({way: asdict(one) for way, one in measured.items()})
-        print(_table(measured), "\n")
-    RESULTS.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    print(report(measure(1, options.days, options.ways)))
+
+
+def measure(
+    rounds: int, sizes: Sequence[int] = (30, 365), ways: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Backfill by all ways in turn, round by round.
+
+    Returns
+    -------
+    dict
+        By number of days and way, what each round took.
+    """
+    measured: dict[str, dict[str, list[Measured]]] = {}
+    for days in sizes:
+        of_size = measured.setdefault(str(days), {way: [] for way in ways or WAYS})
+        for number in range(rounds):
+            with TemporaryDirectory(prefix="backfill-") as folder:
+                prepare(Path(folder), days_of(days))
+                for way, taken in of_size.items():
+                    taken.append(_in_child(way, folder, days))
+            print(f"{days} days, round {number + 1} of {rounds}: done", file=sys.stderr)
+    return measured
 
 
 def days_of(count: int) -> list[str]:
@@ -267,24 +281,27 @@ def _in_child(way: str, folder: str, days: int) -> Measured:
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _table(measured: dict[str, Measured]) -> str:
-    bare_ = measured.get("bare loop")
-    each = bare_.seconds / bare_.days if bare_ else 0.0
+def report(results: dict[str, dict[str, list[Measured]]]) -> str:
+    """Write the results as Markdown."""
+    header = ["", "days", "ms a day", "CPU ms a day", "over the bare loop, ms", "CPU, ms"]
+    rows = [row for measured in results.values() for row in _rows(measured)]
+    return table(header, rows)
 
-    def row(way: str, one: Measured) -> list[Any]:
-        per_day = one.seconds / one.days
-        return [
-            way,
-            one.days,
-            f"{one.seconds:.2f}",
-            f"{one.cpu_seconds:.2f}",
-            f"{per_day * 1000:.1f}",
-            f"{(per_day - each) * 1000:.1f}",
-            f"{per_day / each:.1f}" if each else "",
-        ]
 
-    header = ["", "days", "seconds", "CPU seconds", "ms a day", "over the bare loop, ms", "ratio"]
-    return table(header, [row(way, one) for way, one in measured.items()])
+def _rows(measured: dict[str, list[Measured]]) -> Iterator[list[object]]:
+    bare_ = [_each_day(one) for one in measured.get("bare loop", [])]
+    for way, rounds in measured.items():
+        each = [_each_day(one) for one in rounds]
+        wall, cpu = (Spread.of(1000 * one[n] for one in each) for n in (0, 1))
+        row: list[object] = [way, rounds[0].days, wall, cpu]
+        for n in (0, 1):
+            over = [1000 * (one[n] - plain[n]) for one, plain in zip(each, bare_, strict=False)]
+            row.append(Spread.of(over) if over and way != "bare loop" else "")
+        yield row
+
+
+def _each_day(measured: Measured) -> tuple[float, float]:
+    return measured.seconds / measured.days, measured.cpu_seconds / measured.days
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from operator import attrgetter
@@ -31,8 +31,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from benchmarks.measure import Spread, machine, table
-from benchmarks.reuse import MLOPS, ROOT, Place, empty_tracking_database, hand_on
+from benchmarks.measure import Spread, table
+from benchmarks.reuse import MLOPS, Place, empty_tracking_database, hand_on
 from mlops_assets.code_version import Code
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import plan_pipelines
@@ -41,12 +41,11 @@ from mlops_assets.store.artifacts import Artifact, ArtifactStore
 from mlops_assets.store.layout import VERSION_LENGTH
 from mlops_assets.store.memo import Computation, Memo, Outside
 
-RESULTS = ROOT / "benchmarks" / "results-load.json"
-
 PIPELINES = (10, 100, 1_000)
 MATERIALISATIONS = (100, 1_000, 10_000)
 VERSIONS = (1_000, 10_000, 100_000)
 PARTS = ("pipelines", "materialisations", "versions")
+SIZES = dict(zip(PARTS, (PIPELINES, MATERIALISATIONS, VERSIONS), strict=True))
 
 ESTIMATORS = (
     "sklearn.dummy.DummyClassifier",
@@ -98,37 +97,31 @@ CPU, WALL, PEAK = (attrgetter(name) for name in ("cpu", "wall", "peak"))
 
 
 def main() -> None:
-    """Run the benchmark as the command line says."""
+    """Run the benchmark as the command line says, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--pipelines", nargs="+", type=int, default=PIPELINES)
     parser.add_argument("--materialisations", nargs="+", type=int, default=MATERIALISATIONS)
     parser.add_argument("--versions", nargs="+", type=int, default=VERSIONS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     if chosen.rounds < 1:
         parser.error("--rounds: 1 or more is allowed")
-    os.chdir(ROOT)
-    results: dict[str, Any] = {
-        "machine": machine(),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "rounds": chosen.rounds,
+    sizes = {part: getattr(chosen, part) for part in chosen.only}
+    print(report(measure(chosen.rounds, sizes)))
+
+
+def measure(rounds: int, sizes: Mapping[str, Sequence[int]] = SIZES) -> dict[str, Any]:
+    """Work through the sizes of each part, in `rounds` rounds each; the rows of each part."""
+    parts = {
+        "pipelines": with_pipelines,
+        "materialisations": with_materialisations,
+        "versions": with_versions,
     }
     with TemporaryDirectory() as name:
         folder = Path(name)
         tracking = empty_tracking_database(folder)
-        measure = {
-            "pipelines": lambda: with_pipelines(folder, tracking, chosen.pipelines, chosen.rounds),
-            "materialisations": lambda: with_materialisations(
-                folder, tracking, chosen.materialisations, chosen.rounds
-            ),
-            "versions": lambda: with_versions(folder, tracking, chosen.versions, chosen.rounds),
-        }
-        for part in chosen.only:
-            results[part] = measure[part]()
-            chosen.out.write_text(json.dumps(results, indent=2, default=asdict) + "\n")
-    print(report(results))
+        return {part: parts[part](folder, tracking, sizes[part], rounds) for part in sizes}
 
 
 # --- pipelines ----------------------------------------------------------------------------------
@@ -411,16 +404,8 @@ def peak_of(pid: int) -> float:
 
 def report(results: Mapping[str, Any]) -> str:
     """Write the results as Markdown."""
-    about = results["machine"]
-    lines = [
-        f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, load {about['load']} "
-        f"before the start, rounds: {results['rounds']}; median and range"
-    ]
     header = ["", "CPU s", "wall s", "peak MiB", "grows as n to the"]
-    for part in PARTS:
-        if part in results:
-            lines.append(table([part, *header], told_of(results[part])))
-    return "\n\n".join(lines)
+    return "\n\n".join(table([part, *header], told_of(rows)) for part, rows in results.items())
 
 
 def told_of(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
