@@ -23,6 +23,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -40,7 +41,8 @@ _GROUP_ROWS = (1024, 1024 * 1024)
 _READ_BYTES = 64 * 1024 * 1024  # of a frame that are Arrow's at a time while it is read
 _VARIABLE_WIDTH = 32  # bytes: a guess for text and nested values
 _SAMPLE_ROWS = 16_384
-_WORTHWHILE = 0.8  # compressed/plain size from which on compressing isn't worth its time
+_WAYS = (("NONE", False), ("NONE", True), ("ZSTD", False), ("ZSTD", True))  # the cheapest first
+_WORTHWHILE = 0.8  # size over that of a cheaper way from which on it isn't worth its time
 _PREVIEW_ROWS = 5
 _PREVIEW_COLUMNS = 50
 _PREVIEW_TEXT = 100  # characters
@@ -54,8 +56,8 @@ class ParquetCodec:
     def write(self, value: Any, file: IO[bytes]) -> dict[str, Any]:
         """Write a DataFrame, a Table, a RecordBatchReader or an iterator of RecordBatch.
 
-        A column is written plainly, or with a dictionary and Zstandard when that makes a sample of
-        it at least a fifth smaller: on random floats both cost time and gain nothing.
+        A column is written plainly, or with a dictionary, Zstandard or both, when that makes a
+        sample of it at least a fifth smaller: on random floats both cost time and gain nothing.
 
         Returns
         -------
@@ -197,12 +199,17 @@ def _row_width(schema: pa.Schema) -> int:
 def _encodings(group: pa.Table) -> dict[str, Any]:
     """Arguments of ParquetWriter: compression and dictionaries for the columns that gain."""
     sample = group.slice(0, _SAMPLE_ROWS)
-    plain = _column_sizes(sample, compression="NONE", use_dictionary=False)
-    packed = _column_sizes(sample, compression="ZSTD", use_dictionary=True)
-    gaining = [path for path in plain if packed[path] < _WORTHWHILE * plain[path]]
+    chosen: dict[str, tuple[str, bool]] = {}
+    least: dict[str, int] = {}
+    for way in _WAYS:
+        compression, use_dictionary = way
+        sizes = _column_sizes(sample, compression=compression, use_dictionary=use_dictionary)
+        for path, size in sizes.items():
+            if path not in chosen or size < _WORTHWHILE * least[path]:
+                chosen[path], least[path] = way, size
     return {
-        "compression": dict.fromkeys(gaining, "ZSTD") or "NONE",
-        "use_dictionary": gaining or False,
+        "compression": {path: way[0] for path, way in chosen.items()} or "NONE",
+        "use_dictionary": [path for path, way in chosen.items() if way[1]] or False,
     }
 
 
@@ -237,14 +244,12 @@ def _from_pandas(frame: pd.DataFrame) -> tuple[pa.Schema, Iterator[pa.RecordBatc
     objects = {name: frame[name] for name in frame if frame[name].dtype == object}
     for name, column in objects.items():
         _check_objects(f"column {name!r}", column)
-    for number in range(frame.index.nlevels):
-        level = frame.index.get_level_values(number)
-        if level.dtype == object:
-            _check_objects("the index", level)
-    try:
-        converted = pa.Schema.from_pandas(frame)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise StoreError(f"{_culprit(frame)} cannot be stored: {_text(error)}") from error
+    levels = [frame.index.get_level_values(number) for number in range(frame.index.nlevels)]
+    object_levels = [level for level in levels if level.dtype == object]
+    for level in object_levels:
+        _check_objects("the index", level)
+    with _explained(frame):
+        converted = _schema(frame, [*objects.values(), *object_levels])
     extra: dict[str, Any] = {
         "nan": [name for name, column in objects.items() if _misses_by_nan(column)],
         "categories": {},
@@ -261,7 +266,8 @@ def _from_pandas(frame: pd.DataFrame) -> tuple[pa.Schema, Iterator[pa.RecordBatc
     def batches() -> Iterator[pa.RecordBatch]:
         size = _group_rows(schema)
         for start in range(0, len(frame), size):
-            table = pa.Table.from_pandas(frame.iloc[start : start + size], converted)
+            with _explained(frame):
+                table = pa.Table.from_pandas(frame.iloc[start : start + size], converted)
             for index, field in enumerate(schema):
                 if field.name in extra["categories"]:
                     column = table.column(index).combine_chunks().dictionary_decode()
@@ -269,6 +275,34 @@ def _from_pandas(frame: pd.DataFrame) -> tuple[pa.Schema, Iterator[pa.RecordBatc
             yield from table.replace_schema_metadata(schema.metadata).to_batches()
 
     return schema, batches()
+
+
+def _schema(frame: pd.DataFrame, objects: Iterable[pd.Series | pd.Index]) -> pa.Schema:
+    """Schema of a frame with pandas' metadata, without converting all of its objects.
+
+    The type of objects is that of the first one that isn't missing.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    telling = {0} | {int(values.notna().argmax()) for values in objects if len(values)}
+    rows = frame.iloc[sorted(row for row in telling if row < len(frame))]
+    if not isinstance(frame.index, pd.RangeIndex):
+        return pa.Schema.from_pandas(rows)
+    schema = pa.Schema.from_pandas(rows.set_axis(frame.index[: len(rows)]))
+    described = schema.pandas_metadata
+    described["index_columns"][0]["stop"] = frame.index.stop
+    return schema.with_metadata({**schema.metadata, b"pandas": json.dumps(described).encode()})
+
+
+@contextmanager
+def _explained(frame: pd.DataFrame) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise StoreError(f"{_culprit(frame)} cannot be stored: {_text(error)}") from error
 
 
 def _check_labels(frame: pd.DataFrame) -> None:
