@@ -1,12 +1,11 @@
-"""Batch scoring against the bare loop: rows per second, and the memory of the whole process tree.
+"""Batch scoring against the bare loop: rows per second, and the memory that it takes.
 
-    python benchmarks/score.py [--rows 20000000] [--model linear|tree]
+    python -m benchmarks.score --rounds 3 [--rows 20000000] [--model linear|tree]
 
 Both read the same Parquet file of ten numeric columns in batches of the same length, predict
 classes and probabilities with the same model, and write the same columns as Parquet. The bare loop
 is what one would write in a notebook: `iter_batches`, `to_pandas`, scikit-learn's own `predict` and
-`predict_proba`, a writer. Each runs in a process of its own, `--repeat` times in turn; the fastest
-counts.
+`predict_proba`, a writer. Each runs in a process of its own, in turn, without the imports.
 """
 
 from __future__ import annotations
@@ -16,55 +15,85 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.measure import Spread, machine, table
+
+ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = [f"x{number}" for number in range(10)]
 DAY = "2026-01-05"
 BATCH_ROWS = 131_072
+WAYS = {"ours": "into the store, as `p/predictions` does", "bare": "bare loop"}
+GOALS = {"ratio": 0.85, "megabytes": 1500}
 
 
 def main() -> None:
-    """Measure both ways, and print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure as the command line says, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--model", choices=["linear", "tree"], default="linear")
-    parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--child", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         way, folder = options.child
         print(json.dumps(_measured({"ours": ours, "bare": bare}[way], Path(folder))))
-        return
-    with tempfile.TemporaryDirectory(prefix="score-", dir=Path.cwd()) as folder:
-        prepare(Path(folder), options.rows, options.model)
-        runs: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
-        for _ in range(options.repeat):
-            for way, measured in runs.items():
-                command = [sys.executable, __file__, "--child", way, folder]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                measured.append(json.loads(output.splitlines()[-1]))
-        best = {
-            way: min(measured, key=lambda run: run["seconds"]) for way, measured in runs.items()
-        }
-        ratio = best["bare"]["seconds"] / best["ours"]["seconds"]
-        figures = {
-            way: {
-                "rows_per_second": round(options.rows / run["seconds"]),
-                "seconds": round(run["seconds"], 1),
-                "cpu_seconds": round(run["cpu_seconds"], 1),
-                "peak_mb": round(run["peak_bytes"] / 1e6),
-            }
-            for way, run in best.items()
-        }
-        print(
-            json.dumps(
-                {"rows": options.rows, "model": options.model, **figures, "ratio": round(ratio, 2)}
-            )
+    else:
+        measured = measure(options.rounds, options.rows, options.model)
+        print(report({"machine": machine(), **measured}))
+
+
+def measure(rounds: int, rows: int = 20_000_000, model: str = "linear") -> dict[str, Any]:
+    """Score a file both ways in turn, round by round.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``model``, and by way `seconds`, `cpu` seconds and `megabytes` of the largest
+        resident set: a `Spread` each.
+    """
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with TemporaryDirectory(prefix="score-", dir=ROOT) as folder:
+        prepare(Path(folder), rows, model)
+        for number in range(rounds):
+            for way in sorted(WAYS, reverse=number % 2 == 1):
+                command = [sys.executable, "-m", "benchmarks.score", "--child", way, folder]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr[-5000:])
+                runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"score, round {number + 1} of {rounds}, {way}: done", file=sys.stderr)
+    return {
+        "rows": rows,
+        "model": model,
+        "ways": {
+            way: {what: Spread.of(one[what] for one in told) for what in told[0]}
+            for way, told in runs.items()
+        },
+    }
+
+
+def report(results: dict[str, Any]) -> str:
+    """Write the results as Markdown."""
+    bare = results["ways"]["bare"]["seconds"].median
+    rows = [
+        (
+            f"{results['rows']:,} rows, {results['model']} model, {WAYS[way]}",
+            f"{results['rows'] / told['seconds'].median:,.0f}",
+            told["seconds"],
+            told["cpu"],
+            f"{told['megabytes'].median:,.0f}",
+            f"{bare / told['seconds'].median:.2f}",
         )
+        for way, told in results["ways"].items()
+    ]
+    goals = ("goal", "", "", "", f"under {GOALS['megabytes']:,}", f"at least {GOALS['ratio']}")
+    header = ["", "rows per second", "wall s", "CPU s", "peak MB", "speed over the bare loop"]
+    return table(header, [*rows, goals])
 
 
 def prepare(folder: Path, rows: int, kind: str) -> None:
@@ -156,8 +185,8 @@ def _measured(work: Callable[[Path], None], folder: Path) -> dict[str, float]:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss == 0
     return {
         "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cpu": cpu_seconds,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
 
 

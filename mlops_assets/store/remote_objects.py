@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from obstore import Bytes, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-_PART = 16 * 1024 * 1024  # bytes of one request, in both directions
+_PART = 8 * 1024 * 1024  # bytes of one request, in both directions
 _AT_ONCE = 4  # parts, in both directions
 _READS = 2  # of a part that comes shorter than it is
 _MOST_PARTS = 10_000  # of an S3 upload
