@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _METADATA = b"mlops_assets"
 _GROUP_BYTES = 32 * 1024 * 1024  # of a row group, uncompressed: what streaming keeps in memory
 _GROUP_ROWS = (1024, 1024 * 1024)
-_READ_BYTES = 64 * 1024 * 1024  # of a frame that are Arrow's at a time while it is read
+_READ_BYTES = 32 * 1024 * 1024  # of a frame, up to which it is read as a whole
 _VARIABLE_WIDTH = 32  # bytes: a guess for text and nested values
 _SAMPLE_ROWS = 16_384
 _WAYS = (("NONE", False), ("NONE", True), ("ZSTD", False), ("ZSTD", True))  # the cheapest first
@@ -397,9 +397,9 @@ def _check_index(index: pd.Index, back: pd.Index) -> None:
 
 
 def _read_frame(parquet: pq.ParquetFile, schema: pa.Schema) -> pd.DataFrame:
-    """Read some columns at a time, so that Arrow's copy of a large frame is never there as a whole.
+    """Read a part of a large frame at a time, so that Arrow's copy is never there as a whole.
 
-    It is faster, too: memory that was used for the columns before costs the system no new pages.
+    It is faster, too: memory that was used for the part before costs the system no new pages.
     """
     import pandas as pd
     import pyarrow as pa
@@ -415,16 +415,49 @@ def _read_frame(parquet: pq.ParquetFile, schema: pa.Schema) -> pd.DataFrame:
         # "a" stands for the column "a.b", too.
         return _to_pandas(parquet.read(columns=names).select(names).cast(part))
 
-    at_once = max(1, len(names) * _READ_BYTES // size)
-    columns: dict[Any, pd.Series] = {}
-    for start in range(0, len(names), at_once):
-        columns |= read(names[start : start + at_once]).items()
-    frame = pd.DataFrame(columns, copy=False)  # concat would copy all of them once more
-    if levels := [name for name in schema.names if name in described]:
-        frame.index = read(levels).index
+    at_once = len(names) * _READ_BYTES // size
+    columns: dict[str, Any] = {}
+    for start in range(0, len(names), max(1, at_once)):
+        if at_once or (values := _read_by_groups(parquet, schema, names[start])) is None:
+            part = read(names[start : start + max(1, at_once)])
+            columns |= {str(name): column.array for name, column in part.items()}
+        else:
+            columns[names[start]] = values
+    levels = [name for name in schema.names if name in described]
+    index = read(levels).index if levels else _range_index(described, parquet.metadata.num_rows)
+    frame = pd.DataFrame(columns, index, copy=False)  # concat would copy all of it once more
     empty = _to_pandas(schema.empty_table())
     frame.columns, frame.attrs = empty.columns, empty.attrs
     return frame
+
+
+def _range_index(described: list[Any], rows: int) -> pd.RangeIndex:
+    import pandas as pd
+
+    for it in described:
+        index = pd.RangeIndex(it["start"], it["stop"], it["step"], name=it["name"])
+        if len(index) == rows:
+            return index
+    return pd.RangeIndex(rows)  # rows were taken away or added since there was a frame
+
+
+def _read_by_groups(parquet: pq.ParquetFile, schema: pa.Schema, name: str) -> Any:
+    """Read a long column row group by row group; None when its type is not one of NumPy's."""
+    import numpy as np
+    import pyarrow as pa
+
+    part = pa.schema([schema.field(name)], schema.metadata)
+    values, end = np.empty(0), 0
+    for group in range(parquet.num_row_groups):
+        table = parquet.read_row_group(group, columns=[name])
+        column = _to_pandas(table.select([name]).cast(part))[name]
+        if group == 0 and isinstance(column.dtype, np.dtype):
+            values = np.empty(parquet.metadata.num_rows, column.dtype)
+        if column.dtype != values.dtype:  # such as integers, of which some are missing
+            return None
+        start, end = end, end + len(column)
+        values[start:end] = column
+    return values
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:

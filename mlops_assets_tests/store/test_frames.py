@@ -42,11 +42,12 @@ def there_and_back(value: Any, folder: Path, as_: Any = None) -> Any:
     return store.read(store.write(["a"], value), as_)
 
 
-@pytest.fixture(params=["as a whole", "a column at a time"])
+@pytest.fixture(params=["as a whole", "part by part"])
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read small frames as such, and as if they were large."""
-    if request.param == "a column at a time":
+    """Read small frames as such, and as if they were large, with a row group for each row."""
+    if request.param == "part by part":
         monkeypatch.setattr(frames_module, "_READ_BYTES", 0)
+        monkeypatch.setattr(frames_module, "_GROUP_ROWS", (1, 1))
 
 
 def series(*values: Any, dtype: Any = None) -> pd.Series:
@@ -239,6 +240,19 @@ def test_a_loaded_frame_can_be_changed_in_place(tmp_path: Path) -> None:
     back.loc[0, "x"] = 5.0
     back["y"].to_numpy()[0] = 7
     assert back.loc[0, "y"] == 7
+
+
+@pytest.mark.usefixtures("reading")
+def test_missing_values_of_a_table_are_those_of_pandas_in_a_frame(tmp_path: Path) -> None:
+    table = pa.table({"n": [1, None, 2], "flag": [True, False, None], "text": [None, "a", "b"]})
+    assert_frame_equal(there_and_back(table, tmp_path, "frame"), table.to_pandas())
+
+
+@pytest.mark.usefixtures("reading")
+def test_some_rows_of_a_table_that_was_a_frame_come_back_as_a_frame(tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(pd.DataFrame({"x": [1, 2, 3]}, pd.RangeIndex(3, 9, 2, name="i")))
+    for rows in (table, table.slice(1)):
+        assert_frame_equal(there_and_back(rows, tmp_path, "frame"), rows.to_pandas())
 
 
 LARGE = """
