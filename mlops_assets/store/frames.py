@@ -23,6 +23,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 _METADATA = b"mlops_assets"
 _GROUP_BYTES = 32 * 1024 * 1024  # of a row group, uncompressed: what streaming keeps in memory
 _GROUP_ROWS = (1024, 1024 * 1024)
-_READ_BYTES = 32 * 1024 * 1024  # of a frame, up to which it is read as a whole
+_READ_BYTES = 16 * 1024 * 1024  # of a frame, up to which it is read as a whole
+_READERS = 2  # threads, each with a part of a large frame
 _VARIABLE_WIDTH = 32  # bytes: a guess for text and nested values
 _SAMPLE_ROWS = 16_384
 _WAYS = (("NONE", False), ("NONE", True), ("ZSTD", False), ("ZSTD", True))  # the cheapest first
@@ -88,7 +90,11 @@ class ParquetCodec:
                 return pa.RecordBatchReader.from_batches(schema, batches)
             if why := too_much(schema, parquet.metadata.num_rows):
                 raise StoreError(f"cannot be read as a whole: {why}")
-            return parquet.read().cast(schema) if as_ == "table" else _read_frame(parquet, schema)
+            return (
+                parquet.read().cast(schema)
+                if as_ == "table"
+                else _read_frame(parquet, schema, file)
+            )
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(f"is no Parquet file that can be read: {error}") from error
 
@@ -396,13 +402,14 @@ def _check_index(index: pd.Index, back: pd.Index) -> None:
         )
 
 
-def _read_frame(parquet: pq.ParquetFile, schema: pa.Schema) -> pd.DataFrame:
+def _read_frame(parquet: pq.ParquetFile, schema: pa.Schema, file: Path) -> pd.DataFrame:
     """Read a part of a large frame at a time, so that Arrow's copy is never there as a whole.
 
     It is faster, too: memory that was used for the part before costs the system no new pages.
     """
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     size = parquet.metadata.num_rows * _row_width(schema)
     described = (schema.pandas_metadata or {}).get("index_columns", [])
@@ -411,18 +418,24 @@ def _read_frame(parquet: pq.ParquetFile, schema: pa.Schema) -> pd.DataFrame:
         return _to_pandas(parquet.read().cast(schema))
 
     def read(names: list[str]) -> pd.DataFrame:
+        parquet = pq.ParquetFile(file, pre_buffer=False)  # one is not for several threads
         part = pa.schema([schema.field(name) for name in names], schema.metadata)
         # "a" stands for the column "a.b", too.
         return _to_pandas(parquet.read(columns=names).select(names).cast(part))
 
     at_once = len(names) * _READ_BYTES // size
+    starts = range(0, len(names), max(1, at_once))
+
+    def columns_from(start: int) -> dict[str, Any]:
+        if not at_once and (values := _read_by_groups(file, schema, names[start])) is not None:
+            return {names[start]: values}
+        part = read(names[start : start + max(1, at_once)])
+        return {str(name): column.array for name, column in part.items()}
+
     columns: dict[str, Any] = {}
-    for start in range(0, len(names), max(1, at_once)):
-        if at_once or (values := _read_by_groups(parquet, schema, names[start])) is None:
-            part = read(names[start : start + max(1, at_once)])
-            columns |= {str(name): column.array for name, column in part.items()}
-        else:
-            columns[names[start]] = values
+    with ThreadPoolExecutor(_READERS) as threads:
+        for found in threads.map(columns_from, starts):
+            columns |= found
     levels = [name for name in schema.names if name in described]
     index = read(levels).index if levels else _range_index(described, parquet.metadata.num_rows)
     frame = pd.DataFrame(columns, index, copy=False)  # concat would copy all of it once more
@@ -441,18 +454,26 @@ def _range_index(described: list[Any], rows: int) -> pd.RangeIndex:
     return pd.RangeIndex(rows)  # rows were taken away or added since there was a frame
 
 
-def _read_by_groups(parquet: pq.ParquetFile, schema: pa.Schema, name: str) -> Any:
-    """Read a long column row group by row group; None when its type is not one of NumPy's."""
+def _read_by_groups(file: Path, schema: pa.Schema, name: str) -> Any:
+    """Values of a long column, read row group by row group; None when their types differ."""
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    parquet = pq.ParquetFile(file, pre_buffer=False)
     part = pa.schema([schema.field(name)], schema.metadata)
-    values, end = np.empty(0), 0
-    for group in range(parquet.num_row_groups):
+
+    def read(group: int) -> pd.Series:
         table = parquet.read_row_group(group, columns=[name])
-        column = _to_pandas(table.select([name]).cast(part))[name]
-        if group == 0 and isinstance(column.dtype, np.dtype):
-            values = np.empty(parquet.metadata.num_rows, column.dtype)
+        return _to_pandas(table.select([name]).cast(part))[name]
+
+    columns = map(read, range(parquet.num_row_groups))
+    first = next(columns)
+    if not isinstance(first.dtype, np.dtype):
+        return pd.concat([first, *columns]).array
+    values, end = np.empty(parquet.metadata.num_rows, first.dtype), 0
+    for column in itertools.chain([first], columns):
         if column.dtype != values.dtype:  # such as integers, of which some are missing
             return None
         start, end = end, end + len(column)
