@@ -4,7 +4,7 @@ BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.mlops/dagster
 export DAGSTER_DISABLE_TELEMETRY ?= yes
 
-.PHONY: help setup run test test-browser faults dev check lock audit sbom clean
+.PHONY: help setup run test test-browser faults bench dev check lock audit sbom clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -24,8 +24,10 @@ setup: .venv/installed  ## the virtual environment with the locked packages
 run: setup .mlops/dagster/dagster.yaml  ## materialise the shipped pipelines
 	$(BIN)/mlops run
 
+# Many tests wait for servers and time-outs, so that another worker than there are cores is fed.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 test: setup  ## the tests that need nothing but Python
-	$(BIN)/pytest -m "not browser"
+	$(BIN)/pytest -n $(WORKERS) -m "not browser"
 
 test-browser: setup  ## the tests that drive the UI; they need Chromium
 	$(BIN)/pytest -m browser
@@ -37,6 +39,10 @@ faults: setup  ## inject FAULTS (5) times the faults of `make test`, and write d
 	export MLOPS_TEST_FAULTS=$(FAULTS) MLOPS_TEST_FAULTS_LOG=$(CURDIR)/$(FAULTS_LOG); \
 	$(BIN)/pytest -m faults mlops_assets_tests/faults; code=$$?; \
 	$(BIN)/python -m mlops_assets_tests.faults.report $(FAULTS_LOG) && exit $$code
+
+ROUNDS ?= 5
+bench: setup  ## measure everything in ROUNDS (5) rounds, and write docs/benchmarks.md anew
+	$(BIN)/python -m benchmarks --rounds $(ROUNDS)
 
 dev: setup .mlops/dagster/dagster.yaml  ## the Dagster UI on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml

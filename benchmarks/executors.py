@@ -2,11 +2,10 @@
 
 Run it from the project's folder on a machine that does nothing else::
 
-    python benchmarks/executors.py --rounds 5 --executors in_process forkserver
+    python -m benchmarks.executors --rounds 5 --executors in_process forkserver
 
-It prints a Markdown table and writes `benchmarks/results-executors.json`. In each round every case
-runs twice with each executor: the first time, and once more with nothing changed. CPU seconds are
-those of all processes that the command started, on Linux.
+In each round every case runs twice with each executor: the first time, and once more with nothing
+changed. CPU seconds are those of all processes that the command started, on Linux.
 
 The module is also the code location that is measured: the shipped pipelines, and two wide graphs.
 """
@@ -16,27 +15,28 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
-import json
 import os
 import platform
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dagster import AssetsDefinition, Definitions, asset, multiprocess_executor
 
+from benchmarks.measure import table
 from mlops_assets.assets.common import STORE
 from mlops_assets.definitions import build_defs
 from mlops_assets.execution.executors import local_executor
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results-executors.json"
 CASES = {
     "iris": "one pipeline, 5 steps",
     "iris+churn": "two pipelines, 10 steps",
@@ -44,6 +44,7 @@ CASES = {
     "trivial": "20 independent assets that do nothing",
 }
 EXECUTORS = ("in_process", "forkserver", "spawn")
+RUNS = ("first", "unchanged")
 WIDTH = 20
 HALF_A_SECOND = 1_000_000  # rounds of PBKDF2, in 2020s' hardware
 
@@ -83,34 +84,50 @@ if executor_of_this_process := os.environ.get("BENCHMARKED_EXECUTOR"):
 
 
 def main() -> None:
-    """Run the benchmark as the command line says."""
+    """Run the benchmark as the command line says, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
     options = parser.parse_args()
-    os.chdir(ROOT)
+    print(report(measure(options.rounds, options.cases, options.executors)))
+
+
+def measure(
+    rounds: int, cases: Sequence[str] = tuple(CASES), executors: Sequence[str] = EXECUTORS
+) -> dict[str, Any]:
+    """Run all cases with all executors, round by round.
+
+    Returns
+    -------
+    dict
+        ``runs``: a list with case, executor, run (first or unchanged) and the `Run` of each round.
+    """
     runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         tracking = _empty_tracking_database(Path(folder))
-        for number in range(options.rounds):
-            pairs = [(case, name) for case in options.cases for name in options.executors]
+        for number in range(rounds):
+            pairs = [(case, name) for case in cases for name in executors]
             random.shuffle(pairs)  # so that a slow minute of the machine hits any of them
             for case, name in pairs:
                 state = Path(folder, f"{case}-{name}-{number}")
                 state.mkdir()
                 (state / "mlflow.db").write_bytes(tracking)
-                for which in ("first", "unchanged"):
+                for which in RUNS:
                     run = _materialise(case, name, state)
                     runs[case, name, which].append(run)
                     print(f"round {number + 1}: {case}, {name}, {which}: {run}", file=sys.stderr)
-    RESULTS.write_text(json.dumps(_record(runs, options.rounds), indent=2) + "\n")
-    print(_table(runs))
+    return {
+        "runs": [
+            {"case": case, "executor": name, "run": which, "rounds": rounds_}
+            for (case, name, which), rounds_ in runs.items()
+        ]
+    }
 
 
 def _materialise(case: str, executor: str, state: Path) -> Run:
     """Run a case in a folder that keeps the instance and the store from one run to the next."""
-    (state / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    shutil.copy(ROOT / "dagster.yaml", state)
     environment = {
         **os.environ,
         "BENCHMARKED_EXECUTOR": executor,
@@ -161,38 +178,19 @@ def _empty_tracking_database(folder: Path) -> bytes:
     return database.read_bytes()
 
 
-def _record(runs: dict[tuple[str, str, str], list[Run]], rounds: int) -> dict[str, object]:
-    return {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-        },
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "rounds": rounds,
-        "runs": [
-            {
-                "case": case,
-                "executor": name,
-                "run": which,
-                "rounds": [run._asdict() for run in all_],
-            }
-            for (case, name, which), all_ in runs.items()
-        ],
-    }
-
-
-def _table(runs: dict[tuple[str, str, str], list[Run]]) -> str:
-    lines = [
-        "Wall seconds, median and range; CPU seconds, median; processes started for steps.",
-        "",
-        "| | executor | first run | unchanged run |",
-        "|---|---|---|---|",
+def report(results: dict[str, Any]) -> str:
+    """Write the results as Markdown."""
+    runs = {(it["case"], it["executor"], it["run"]): it["rounds"] for it in results["runs"]}
+    rows = [
+        (CASES[case], f"`{name}`", *(_cell(runs[case, name, run]) for run in RUNS))
+        for case, name in dict.fromkeys((case, name) for case, name, _ in sorted(runs))
     ]
-    for case, name in dict.fromkeys((case, name) for case, name, _ in sorted(runs)):
-        cells = [_cell(runs[case, name, which]) for which in ("first", "unchanged")]
-        lines.append(f"| {CASES[case]} | `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n\n".join(
+        [
+            "Wall seconds, median and range; CPU seconds, median; processes started for steps.",
+            table(["", "executor", "first run", "unchanged run"], rows),
+        ]
+    )
 
 
 def _cell(runs: list[Run]) -> str:

@@ -4,9 +4,8 @@ Run it from the project's folder, on a machine that does nothing else::
 
     python -m benchmarks.reuse --rounds 5
 
-It prints tables in Markdown and writes `benchmarks/results-reuse.json`. The job is the shipped
-`iris` pipeline, and what it is compared with is `bare_iris`, the same work as a plain script. Every
-command is a process of its own, measured from its start to its end.
+The job is the shipped `iris` pipeline, and what it is compared with is `bare_iris`, the same work
+as a plain script. Every command is a process of its own, measured from its start to its end.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
-from benchmarks.measure import Cost, Spread, cost_of, machine, processes_started, table
+from benchmarks.measure import Cost, Spread, cost_of, processes_started, table
 from mlops_assets.code_version import look_again
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import READERS, plan_pipelines
@@ -42,7 +40,6 @@ from mlops_assets.store.memo import Computation, Computed, Memo, Outside
 from mlops_assets_tests.servers import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results-reuse.json"
 MLOPS = str(Path(sys.executable).with_name("mlops"))
 HEAVY = ("dagster", "matplotlib", "mlflow", "numpy", "pandas", "pyarrow", "skops", "sklearn")
 EXECUTORS = ("in_process", "forkserver")
@@ -97,28 +94,27 @@ class Place(NamedTuple):
 
 
 def main() -> None:
-    """Run the benchmark as the command line says."""
+    """Run the benchmark as the command line says, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     if rounds < 1:
         parser.error("--rounds: 1 or more is allowed")
-    os.chdir(ROOT)
-    results: dict[str, Any] = {
-        "machine": machine(),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "rounds": rounds,
-    }
+    print(report(measure(rounds)))
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Measure whole commands, what they import and start, and the price of deciding."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         tracking = empty_tracking_database(folder)
         costs, last = time_commands(folder / "commands", tracking, rounds)
-        results["commands"] = costs
-        results["imports"] = imports_of([MLOPS, "run", "iris"], last)
-        results["processes"] = count_processes(last)
-        results["decisions"] = time_decisions(folder / "decisions", tracking)
-    RESULTS.write_text(json.dumps(results, indent=2, default=asdict) + "\n")
-    print(report(results))
+        return {
+            "commands": costs,
+            "imports": imports_of([MLOPS, "run", "iris"], last),
+            "processes": count_processes(last),
+            "decisions": time_decisions(folder / "decisions", tracking),
+        }
 
 
 # --- whole commands -----------------------------------------------------------------------------
@@ -321,7 +317,6 @@ def s3_server(log: Path) -> Iterator[tuple[str, Callable[[], int]]]:
 
 def report(results: dict[str, Any]) -> str:
     """Write the results as Markdown."""
-    about = results["machine"]
     rows = [
         (f"{command}, {state}", *told)
         for state, commands in results["commands"].items()
@@ -345,8 +340,6 @@ def report(results: dict[str, Any]) -> str:
     ]
     return "\n\n".join(
         [
-            f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, load "
-            f"{about['load']} before the start, rounds: {results['rounds']}; median and range",
             table(
                 ["command", "wall s", "CPU s", "wall / bare", "CPU / bare", "goal at most"], rows
             ),

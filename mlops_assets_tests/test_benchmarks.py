@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from benchmarks.__main__ import CASES, DOCUMENT, with_report
 from benchmarks.reuse import CHEAP, ROOT, hand_on
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import plan_pipelines
@@ -106,3 +108,20 @@ def test_results_that_are_handed_on_are_hits_for_a_plan_and_for_a_run(project: P
     told = project.train("p001").get_asset_materialization_events()
     assert len(told) == 6
     assert all("memoized" in event.materialization.metadata for event in told)
+
+
+def test_a_report_replaces_its_own_part_of_the_document_and_no_other() -> None:
+    document = "# Title\n<!-- one -->\nold\n<!-- /one -->\ntext\n<!-- two -->\n<!-- /two -->\n"
+    told = with_report(document, "one", r"new \1")
+    assert told == document.replace("old", r"new \1")
+    assert with_report(told, "one", "old") == document
+    with pytest.raises(SystemExit, match="<!-- three -->"):
+        with_report(document, "three", "new")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_can_be_measured_and_has_a_place_in_the_document(case: str) -> None:
+    module = import_module(f"benchmarks.{case}")
+    assert callable(module.measure)
+    assert callable(module.report)
+    assert with_report(DOCUMENT.read_text(), case, "told") != DOCUMENT.read_text()

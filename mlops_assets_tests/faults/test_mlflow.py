@@ -112,7 +112,7 @@ def test_requests_that_fail_cost_a_warning_and_the_next_step_that_gets_through_m
     limits = {**QUICK, **({"MLFLOW_HTTP_REQUEST_TIMEOUT": "2"} if fault == "never" else {})}
     for name, value in limits.items():
         monkeypatch.setenv(name, value)
-    for trial in trials(f"MLflow: {fault}", 5 if fault not in ("never", "slow") else 3):
+    for trial in trials(f"MLflow: {fault}", 2):
         with trial:
             caplog.clear()
             steps = Steps(
