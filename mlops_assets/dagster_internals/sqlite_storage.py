@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 _MOST_RUNS = 16  # whose logs are kept open, of the many that a webserver looks into
 
-# Dagster tells what a run intends to make in batches of this size. It matters to this storage only.
-os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
-
 
 def instance_in(home: Path) -> DagsterInstance:
     """Open the instance of a Dagster home; one without a configuration gets this storage."""
@@ -70,6 +67,8 @@ class SqliteStorage(DagsterSqliteStorage):
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         """Open the databases below a folder, which are made if they are not there."""
         super(DagsterSqliteStorage, self).__init__()  # type: ignore[no-untyped-call]
+        # Dagster hands over what a run intends to make in batches of this size, if there is one.
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         self.base_dir = base_dir
         with _alone_in(base_dir):
             self._run_storage = _RunStorage.from_local(_runs_directory(base_dir))
