@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ PROCESS = "mlops/process"
 
 UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 """Statuses of runs that a process is at work on, or should be."""
+
+LONGEST_BEGINNING = timedelta(minutes=10)
+"""How long after it was made a run may take to begin; milliseconds on an idle machine."""
 
 _ANEW = (
     "move that folder away and run again: the results are in the store, and a new instance records "
@@ -128,7 +132,11 @@ def may_have_gone_runs(home: Path) -> bool:
                 " WHERE run_tags.key = ? AND runs.status IN (SELECT value FROM json_each(?))",
                 [PROCESS, json.dumps(UNFINISHED)],
             ).fetchall()
-        return any(names_gone_process(run_id, tag) for run_id, tag in rows)
+            waiting = connection.execute(
+                "SELECT count(*) FROM runs WHERE status = 'NOT_STARTED' AND create_timestamp < ?",
+                [f"{datetime.now(UTC) - LONGEST_BEGINNING:%Y-%m-%d %H:%M:%S}"],
+            ).fetchone()
+        return waiting != (0,) or any(names_gone_process(run_id, tag) for run_id, tag in rows)
     except (OSError, sqlite3.Error):
         return True
 

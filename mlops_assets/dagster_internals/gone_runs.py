@@ -7,15 +7,21 @@ code servers and of Kubernetes have others who look after them beside.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from dagster import DagsterEvent, DagsterRunStatus, Executor, RunsFilter
 
-from mlops_assets.dagster_internals.database import PROCESS, UNFINISHED, names_gone_process
+from mlops_assets.dagster_internals.database import (
+    LONGEST_BEGINNING,
+    PROCESS,
+    UNFINISHED,
+    names_gone_process,
+)
 from mlops_assets.processes import this_process
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance, DagsterRun
+    from dagster import DagsterInstance, DagsterRun, RunRecord
 
 WHY = "its process on this machine is gone: it was killed, or ended without a word"
 
@@ -44,12 +50,27 @@ def has_gone(run: DagsterRun) -> bool:
     return names_gone_process(run.run_id, run.tags.get(PROCESS, ""))
 
 
+def _never_began(record: RunRecord) -> bool:
+    """Say whether a run was made long ago in the process that was to run it, and not begun since.
+
+    A run says by which process it is run when it begins. One that a code server or a pod is to run
+    was made from a description of its job, which it names.
+    """
+    run = record.dagster_run
+    return (
+        run.status is DagsterRunStatus.NOT_STARTED
+        and run.remote_job_origin is None
+        and datetime.now(UTC) - record.create_timestamp > LONGEST_BEGINNING
+    )
+
+
 def end_gone_runs(instance: DagsterInstance) -> list[DagsterRun]:
     """Fail the runs whose process is gone, with an event that says why, and return them."""
     statuses = [DagsterRunStatus(status) for status in UNFINISHED]
     ended = []
-    for run in instance.get_runs(RunsFilter(statuses=statuses)):
-        if not has_gone(run):
+    for record in instance.get_run_records(RunsFilter(statuses=statuses)):
+        run = record.dagster_run
+        if not has_gone(run) and not _never_began(record):
             continue
         now = instance.get_run_by_id(run.run_id)
         if now is None or now.is_finished:  # it ended by itself meanwhile

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,12 @@ import pytest
 from dagster import DagsterRun, DagsterRunStatus
 from mlflow import MlflowClient
 
-from mlops_assets.dagster_internals.database import PROCESS
+from mlops_assets.dagster_internals.database import (
+    LONGEST_BEGINNING,
+    PROCESS,
+    may_have_gone_runs,
+)
+from mlops_assets.dagster_internals.gone_runs import end_gone_runs
 from mlops_assets_tests.cli.test_run import MLOPS, mlops, start
 from mlops_assets_tests.conftest import CUSTOMERS, Project, instance_of
 
@@ -99,6 +106,26 @@ def test_a_killed_run_is_ended_by_the_next_command_and_a_living_one_is_left_alon
         assert after["living"].status is DagsterRunStatus.STARTED
         assert mlflow_statuses(customers, "living") == ["RUNNING"]
         assert "gone" not in mlops(customers, "run", "customers").stderr
+
+
+def test_a_run_that_was_killed_before_it_began_is_ended_when_that_is_certain(
+    customers: Project,
+) -> None:
+    home = customers.folder / "dagster"
+    home.mkdir()
+    with instance_of(home) as instance:
+        old, new = (instance.add_run(DagsterRun("any")).run_id for _ in range(2))
+        with closing(sqlite3.connect(home / "history" / "runs.db")) as database, database:
+            made = datetime.now(UTC) - LONGEST_BEGINNING - timedelta(seconds=1)
+            database.execute(
+                "UPDATE runs SET create_timestamp = ? WHERE run_id = ?",
+                [f"{made:%Y-%m-%d %H:%M:%S.%f}", old],
+            )
+        assert may_have_gone_runs(home)
+        assert [run.run_id for run in end_gone_runs(instance)] == [old]
+        assert not may_have_gone_runs(home)
+        statuses = {run.run_id: run.status for run in instance.get_runs()}
+        assert statuses == {old: DagsterRunStatus.FAILURE, new: DagsterRunStatus.NOT_STARTED}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -29,8 +29,8 @@ def both_succeed(commands: list[Command]) -> None:
     assert not any("Traceback" in command.output for command in commands)
 
 
-def without_warnings_of_mlflow(commands: list[Command]) -> None:
-    assert not any("is not tracked" in command.output for command in commands)
+def were_tracked(commands: list[Command]) -> bool:
+    return not any("is not tracked" in command.output for command in commands)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,14 +48,18 @@ def test_two_runs_of_the_same_at_once_leave_one_of_everything(
             time.sleep(pause)
             commands.append(site.start(*second))
             both_succeed(commands)
-            without_warnings_of_mlflow(commands)
             new = {stage: objects(site, stage) - before[stage] for stage in STAGES}
-            assert all(len(found) == 1 for found in new.values()), new
+            assert len(new.pop("champion")) <= 1  # none where the new model is no better
+            assert all(len(found) == 1 for found in new.values()), f"{new}"
             site.store_is_whole()
-            site.tracking_is_consistent()
-            report = site.recovers()
-            assert report["run_id"] is None  # there is nothing left to do
             trial.outcome = "one of everything"
+            if were_tracked(commands):
+                report = site.recovers()
+                assert report["run_id"] is None  # there is nothing left to do
+            else:  # its sqlite file was busy for too long
+                trial.outcome += ", MLflow told later"
+                assert site.start(*RUN, "--refresh").wait() == 0
+                site.tracking_is_consistent()
 
 
 def test_runs_at_once_with_other_parameters_or_data_do_not_mix(
