@@ -24,8 +24,8 @@ setup: .venv/installed  ## the virtual environment with the locked packages
 run: setup .mlops/dagster/dagster.yaml  ## materialise the shipped pipelines
 	$(BIN)/mlops run
 
-# Many tests wait for servers and time-outs, so that another worker than there are cores is fed.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+# Many tests wait for servers and time-outs, so that more workers than there are cores are fed.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
 test: setup  ## the tests that need nothing but Python
 	$(BIN)/pytest -n $(WORKERS) -m "not browser"
 

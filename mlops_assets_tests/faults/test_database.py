@@ -30,7 +30,7 @@ def locked(database: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(1, 4), (10, 2)])
+@pytest.mark.parametrize(("seconds", "count"), [(1, 4), (10, 1)])
 def test_a_database_that_is_locked_for_a_while_is_waited_for(
     trials: Trials, sites: Sites, seconds: float, count: int
 ) -> None:
@@ -53,7 +53,7 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(
 def test_a_database_that_stays_locked_ends_the_run_and_the_next_one_finishes_it(
     trials: Trials, sites: Sites
 ) -> None:
-    for trial in trials("Dagster's sqlite locked for good", 2):
+    for trial in trials("Dagster's sqlite locked for good", 1):
         with trial, sites.copy() as site:
             site.edit(rows=121 + trial.number)
             database = [INDEX, RUNS][trial.number % 2]
@@ -83,7 +83,7 @@ def damage_by_name(site: Site, damage: str) -> None:
 def test_a_damaged_database_is_no_success_and_a_new_one_reuses_what_the_store_has(
     trials: Trials, sites: Sites, damage: str
 ) -> None:
-    for trial in trials(f"Dagster's sqlite {damage} in a run", 2):
+    for trial in trials(f"Dagster's sqlite {damage} in a run", 1):
         with trial, sites.copy() as site:
             site.edit(rows=121 + trial.number)
             command = site.start(*RUN)

@@ -261,7 +261,7 @@ def test_a_run_without_mlflow_succeeds_and_a_refresh_tells_it_all(
 def test_a_server_that_is_killed_in_a_training_and_comes_back_costs_no_run(
     trials: Trials, sites: Sites
 ) -> None:
-    for trial in trials("MLflow's server killed in a run, and back", 2):
+    for trial in trials("MLflow's server killed in a run, and back", 1):
         with trial, sites.copy() as site:
             database = site.folder / "mlflow.db"
             site.edit(rows=121 + trial.number)

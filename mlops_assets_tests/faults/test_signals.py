@@ -74,7 +74,7 @@ def written(site: Site, stage: str) -> set[str]:
         ("in_process", signal.SIGKILL, 3),
         ("in_process", signal.SIGTERM, 3),
         ("forkserver", signal.SIGKILL, 1),
-        ("forkserver", signal.SIGTERM, 2),
+        ("forkserver", signal.SIGTERM, 1),
     ],
 )
 def test_a_job_that_gets_a_signal_is_no_success_and_the_next_run_finishes_it(
@@ -134,7 +134,7 @@ def killed_step(command: Command, chance: Random) -> str:
 def test_a_machine_that_sleeps_in_the_middle_goes_on_where_it_was(
     trials: Trials, sites: Sites
 ) -> None:
-    for trial in trials("SIGSTOP for a second, then SIGCONT", 2):
+    for trial in trials("SIGSTOP for a second, then SIGCONT", 1):
         with trial, sites.copy() as site:
             site.edit(rows=121 + trial.number)
             command = site.start(*RUN)

@@ -209,6 +209,12 @@ def unreclaimable(pid: int) -> int:
     return sum(it.resident for it in processes() if it.pid == pid)
 
 
+def _with_default_signals() -> None:
+    """Begin as a container does: whatever this process ignores or blocks, it would inherit."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 class Container:
     """A container, and the process that it is."""
 
@@ -244,6 +250,7 @@ class Container:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_with_default_signals,
             )
         except (OSError, ValueError) as error:
             problem = f'exec: "{command[0]}": {error}'
