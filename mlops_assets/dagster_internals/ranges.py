@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster import (
@@ -27,8 +26,6 @@ from dagster._core.definitions.partitions.utils.multi import (
 from dagster._core.events import EngineEventData
 from dagster._core.execution.context.data_version_cache import DataVersionCache
 from dagster._core.execution.context.system import StepExecutionContext
-from dagster._core.execution.plan.objects import StepSuccessData, TypeCheckData
-from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 from dagster._core.log_manager import LOG_RECORD_EVENT_ATTR
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -36,6 +33,8 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 from dagster._utils.error import serializable_error_info_from_exc_info
+
+from mlops_assets.dagster_internals.steps import output_told, success_told
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -165,11 +164,8 @@ def succeeded(step: StepExecutionContext, began: float) -> Iterator[DagsterEvent
     `began` is the `perf_counter` of when it did.
     """
     for name in sorted(step.selected_output_names):
-        handle = StepOutputHandle(step.step.key, name)
-        checked = TypeCheckData(success=True, label=name)  # type: ignore[no-untyped-call]
-        yield DagsterEvent.step_output_event(step, StepOutputData(handle, checked))
-    duration = StepSuccessData(duration_ms=(perf_counter() - began) * 1000)  # type: ignore[no-untyped-call]
-    yield DagsterEvent.step_success_event(step, duration)
+        yield output_told(step, name)
+    yield success_told(step, began)
 
 
 def failed(

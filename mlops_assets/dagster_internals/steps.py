@@ -267,15 +267,26 @@ def replay_step(
             handle = StepOutputHandle(step.step.key, result.output_name)
             if step.output_capture is not None:
                 step.output_capture[handle] = values.get(result.output_name)
-            # The type was checked when the value was computed; here is only a reference to it.
-            checked = TypeCheckData(success=True, label=result.output_name)  # type: ignore[no-untyped-call]
-            output = StepOutputData(handle, checked, metadata=result.metadata)
-            yield DagsterEvent.step_output_event(step, output)
+            yield output_told(step, result.output_name, result.metadata)
             yield from _store_output(step, handle, result)
         elif isinstance(result, AssetCheckEvaluation):
             yield DagsterEvent.asset_check_evaluation(step, result)
+    yield success_told(step, begun)
+
+
+def output_told(
+    step: StepExecutionContext, name: str, metadata: Mapping[str, Any] | None = None
+) -> DagsterEvent:
+    """Tell of an output of a step whose type was checked when its value was computed."""
+    checked = TypeCheckData(success=True, label=name)  # type: ignore[no-untyped-call]
+    output = StepOutputData(StepOutputHandle(step.step.key, name), checked, metadata=metadata)
+    return DagsterEvent.step_output_event(step, output)
+
+
+def success_told(step: StepExecutionContext, begun: float) -> DagsterEvent:
+    """Tell that a step has succeeded; `begun` is the `perf_counter` of when it began."""
     duration = StepSuccessData(duration_ms=(perf_counter() - begun) * 1000)  # type: ignore[no-untyped-call]
-    yield DagsterEvent.step_success_event(step, duration)
+    return DagsterEvent.step_success_event(step, duration)
 
 
 def together(instance: DagsterInstance) -> AbstractContextManager[None]:
