@@ -27,15 +27,21 @@ from mlops_assets.dagster_internals.orchestration import (
 
 PRELOAD = (
     "dagster._cli",  # where the script `dagster` begins, which every step process runs again
-    "dagster._core.storage.sqlite_storage",
+    "dagster._core.storage.local_compute_log_manager",
+    "mlops_assets.dagster_internals.sqlite_storage",
     "pandas",
     "sklearn.ensemble",
     "skops.io",
+    "upath",  # every process that opens the instance imports it, with fsspec
+    "upath.core",
 )
 """What most step processes would import by themselves, beside the code location.
 
 Each costs the first step as much as it saves every later one. MLflow is left out: it saved nothing.
 """
+
+MAKES_REPOSITORIES = "mlops_assets.dagster_internals.preloaded"
+"""What a fork server imports after the code location."""
 
 _one_of: Any = Selector  # its constructor has no types
 
@@ -83,7 +89,7 @@ def local_executor(context: InitExecutorContext) -> Executor:
     return naming_its_process(
         forkserver_executor(
             {**config, "max_concurrent": _max_concurrent(config["max_concurrent"])},
-            preload=[*PRELOAD, *module_of(context.job)],
+            preload=[*PRELOAD, *module_of(context.job), MAKES_REPOSITORIES],
         )
     )
 
