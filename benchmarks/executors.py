@@ -1,13 +1,18 @@
-"""What the executors cost: whole `dagster asset materialize` processes, on fresh instances.
+"""What the executors cost: one more step, and whole `dagster asset materialize` processes.
 
 Run it from the project's folder on a machine that does nothing else::
 
     python -m benchmarks.executors --rounds 5 --executors in_process forkserver
 
-In each round every case runs twice with each executor: the first time, and once more with nothing
-changed. CPU seconds are those of all processes that the command started, on Linux.
+One more step is the slope from a few to many steps that do nothing, one after the other and side by
+side: of the run's own time, and of the CPU seconds of all processes that the command started, on
+Linux. `spawn` is Dagster's own default with the same definitions. A round takes three minutes on
+two cores, half of them `spawn`. Steps that are pods are not measured here: what those take is the
+cluster's.
 
-The module is also the code location that is measured: the shipped pipelines, and two wide graphs.
+Every case runs on an instance and a store of its own, and once more with nothing changed, but for
+`spawn`, which has nothing to reuse by. The module is also the code location that is measured: the
+shipped pipelines, and wide and long graphs.
 """
 
 from __future__ import annotations
@@ -18,43 +23,55 @@ import hashlib
 import os
 import platform
 import random
-import re
 import shutil
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from dagster import AssetsDefinition, Definitions, asset, multiprocess_executor
 
-from benchmarks.measure import table
+from benchmarks.measure import Spread, table
 from mlops_assets.assets.common import STORE
 from mlops_assets.definitions import build_defs
 from mlops_assets.execution.executors import local_executor
+from mlops_assets_tests.conftest import instance_of
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = {
-    "iris": "one pipeline, 5 steps",
-    "iris+churn": "two pipelines, 10 steps",
-    "busy": "20 independent assets of half a CPU second",
-    "trivial": "20 independent assets that do nothing",
-}
 EXECUTORS = ("in_process", "forkserver", "spawn")
 RUNS = ("first", "unchanged")
-WIDTH = 20
-HALF_A_SECOND = 1_000_000  # rounds of PBKDF2, in 2020s' hardware
+
+SHAPES = {"chain": "one after the other", "wide": "side by side"}
+SHORT, LONG = 2, 10
+"""Steps of a graph. Both give every core of a small machine the same to do."""
+
+BUSY, HALF_A_SECOND = 20, 1_000_000  # steps, and rounds of PBKDF2 on 2020s' hardware
+WHOLE = {
+    "iris": "one pipeline, 6 assets",
+    "busy": f"{BUSY} independent assets of half a CPU second",
+}
+CASES = ("steps", *WHOLE)
+GOAL = "1,000"  # milliseconds until a step of forkserver runs
 
 
-class Run(NamedTuple):
-    """What one process cost."""
+@dataclass(frozen=True)
+class Run:
+    """What one process took."""
 
-    wall: float  # seconds
-    cpu: float | None  # seconds, with all descendants; None where it cannot be measured
-    processes: int  # that were started for steps
+    wall: float
+    """Seconds, from its start to its end."""
+    cpu: float | None
+    """Seconds, with all descendants; None where it cannot be measured."""
+    of_run: float
+    """Seconds of the run by itself, without imports and definitions."""
+    starts: list[float]
+    """Seconds of each step from its launch in a process until it runs; the first ones have waited
+    for the fork server."""
 
 
 def definitions(executor: str) -> Definitions:
@@ -63,16 +80,29 @@ def definitions(executor: str) -> Definitions:
     return Definitions(
         assets=[
             *(shipped.assets or ()),
-            *(_asset("busy", number, HALF_A_SECOND) for number in range(WIDTH)),
-            *(_asset("trivial", number, 1) for number in range(WIDTH)),
+            *_graph("busy", BUSY, HALF_A_SECOND),
+            *(one for shape in SHAPES for length in (SHORT, LONG) for one in _graph(shape, length)),
         ],
         resources=shipped.resources,
         executor=multiprocess_executor if executor == "spawn" else local_executor,
     )
 
 
-def _asset(group: str, number: int, work: int) -> AssetsDefinition:
-    @asset(key=[group, str(number)], group_name=group, io_manager_key=STORE, code_version="1")
+def _graph(shape: str, length: int, work: int = 1) -> Iterator[AssetsDefinition]:
+    group = f"{shape}{length}"
+    for number in range(length):
+        before = [[group, str(number - 1)]] if shape == "chain" and number else []
+        yield _asset(group, number, before, work)
+
+
+def _asset(group: str, number: int, before: Any, work: int) -> AssetsDefinition:
+    @asset(
+        key=[group, str(number)],
+        deps=before,
+        group_name=group,
+        io_manager_key=STORE,
+        code_version="1",
+    )
     def one_of_many() -> str:
         return hashlib.pbkdf2_hmac("sha256", str(number).encode(), group.encode(), work).hex()
 
@@ -84,7 +114,7 @@ if executor_of_this_process := os.environ.get("BENCHMARKED_EXECUTOR"):
 
 
 def main() -> None:
-    """Run the benchmark as the command line says, and print the table."""
+    """Run the benchmark as the command line says, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -94,39 +124,50 @@ def main() -> None:
 
 
 def measure(
-    rounds: int, cases: Sequence[str] = tuple(CASES), executors: Sequence[str] = EXECUTORS
+    rounds: int, cases: Sequence[str] = CASES, executors: Sequence[str] = EXECUTORS
 ) -> dict[str, Any]:
     """Run all cases with all executors, round by round.
 
     Returns
     -------
     dict
-        ``runs``: a list with case, executor, run (first or unchanged) and the `Run` of each round.
+        ``runs``: a list with group of assets, executor, run (first or unchanged) and the `Run` of
+        each round.
     """
+    groups = [
+        group for case in cases for group in (_graphs_of_steps() if case == "steps" else [case])
+    ]
     runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         tracking = _empty_tracking_database(Path(folder))
         for number in range(rounds):
-            pairs = [(case, name) for case in cases for name in executors]
+            pairs = [(group, name) for group in groups for name in executors]
             random.shuffle(pairs)  # so that a slow minute of the machine hits any of them
-            for case, name in pairs:
-                state = Path(folder, f"{case}-{name}-{number}")
+            for group, name in pairs:
+                if group == "busy" and name == "spawn":
+                    continue  # says what the steps that do nothing say, and takes a minute
+                state = Path(folder, f"{group}-{name}-{number}")
                 state.mkdir()
                 (state / "mlflow.db").write_bytes(tracking)
-                for which in RUNS:
-                    run = _materialise(case, name, state)
-                    runs[case, name, which].append(run)
-                    print(f"round {number + 1}: {case}, {name}, {which}: {run}", file=sys.stderr)
+                for which in RUNS[: 1 if name == "spawn" else None]:
+                    run = _materialise(group, name, state)
+                    runs[group, name, which].append(run)
+                    told = f"{run.wall:.2f} s, the run {run.of_run:.2f} s"
+                    print(f"round {number + 1}: {group}, {name}, {which}: {told}", file=sys.stderr)
     return {
         "runs": [
-            {"case": case, "executor": name, "run": which, "rounds": rounds_}
-            for (case, name, which), rounds_ in runs.items()
+            {"group": group, "executor": name, "run": which, "rounds": rounds_}
+            for (group, name, which), rounds_ in runs.items()
         ]
     }
 
 
-def _materialise(case: str, executor: str, state: Path) -> Run:
-    """Run a case in a folder that keeps the instance and the store from one run to the next."""
+def _graphs_of_steps() -> list[str]:
+    return [f"{shape}{length}" for shape in SHAPES for length in (SHORT, LONG)]
+
+
+def _materialise(group: str, executor: str, state: Path) -> Run:
+    """Run a group in a folder that keeps the instance and the store from one run to the next."""
     shutil.copy(ROOT / "dagster.yaml", state)
     environment = {
         **os.environ,
@@ -138,11 +179,35 @@ def _materialise(case: str, executor: str, state: Path) -> Run:
     config = '{"execution": {"config": {"forkserver": {}}}}' if executor == "forkserver" else "{}"
     command = [sys.executable, "-m", "dagster", "asset", "materialize"]
     command += ["-m", "benchmarks.executors", "--config-json", config]
-    command += ["--select", " or ".join(f"group:{group}" for group in case.split("+"))]
-    return _measured(command, environment, state / "log")
+    command += ["--select", f"group:{_group_name(group)}"]
+    wall, cpu = _measured(command, environment, state / "log")
+    return Run(wall, cpu, *_told_by_log(state))
 
 
-def _measured(command: list[str], environment: dict[str, str], log: Path) -> Run:
+def _group_name(group: str) -> str:
+    return f"busy{BUSY}" if group == "busy" else group
+
+
+def _told_by_log(state: Path) -> tuple[float, list[float]]:
+    """Return the seconds of the latest run, and those that its steps took to start."""
+    launched: dict[str | None, float] = {}
+    starts: list[float] = []
+    with instance_of(state) as instance:
+        [record] = instance.get_run_records(limit=1)
+        for entry in instance.all_logs(record.dagster_run.run_id):
+            event = entry.dagster_event
+            if event is not None and event.event_type_value == "STEP_WORKER_STARTING":
+                launched[event.step_key] = entry.timestamp
+            elif event is not None and event.is_step_start and event.step_key in launched:
+                starts.append(entry.timestamp - launched[event.step_key])
+    assert record.start_time is not None
+    assert record.end_time is not None
+    return record.end_time - record.start_time, starts
+
+
+def _measured(
+    command: list[str], environment: dict[str, str], log: Path
+) -> tuple[float, float | None]:
     """Run a command to its end; its descendants that survive it are waited for, too."""
     can_adopt = platform.system() == "Linux"
     if can_adopt:
@@ -165,8 +230,7 @@ def _measured(command: list[str], environment: dict[str, str], log: Path) -> Run
             wall = time.perf_counter() - begun
             if status:
                 sys.exit(f"{' '.join(command)} failed:\n{log.read_text()[-5000:]}")
-    started = len(re.findall(r"STEP_WORKER_STARTING", log.read_text()))
-    return Run(round(wall, 2), round(cpu, 2) if can_adopt else None, started)
+    return wall, cpu if can_adopt else None
 
 
 def _empty_tracking_database(folder: Path) -> bytes:
@@ -180,25 +244,77 @@ def _empty_tracking_database(folder: Path) -> bytes:
 
 def report(results: dict[str, Any]) -> str:
     """Write the results as Markdown."""
-    runs = {(it["case"], it["executor"], it["run"]): it["rounds"] for it in results["runs"]}
-    rows = [
-        (CASES[case], f"`{name}`", *(_cell(runs[case, name, run]) for run in RUNS))
-        for case, name in dict.fromkeys((case, name) for case, name, _ in sorted(runs))
+    runs = {(it["group"], it["executor"], it["run"]): it["rounds"] for it in results["runs"]}
+    parts = [
+        table(
+            [
+                "one more step that does nothing",
+                "executor",
+                "ms",
+                "CPU ms",
+                "ms until it runs",
+                "reused, ms",
+                "goal for it to run, under",
+            ],
+            _steps(runs),
+        ),
+        table(["whole process", "executor", "first run", "unchanged run"], _whole(runs)),
     ]
-    return "\n\n".join(
-        [
-            "Wall seconds, median and range; CPU seconds, median; processes started for steps.",
-            table(["", "executor", "first run", "unchanged run"], rows),
-        ]
-    )
+    return "\n\n".join(part for part in parts if part.count("\n") > 1)
+
+
+def _steps(runs: dict[tuple[str, str, str], list[Run]]) -> Iterator[tuple[object, ...]]:
+    for shape, told in SHAPES.items():
+        for name in EXECUTORS:
+            if (f"{shape}{LONG}", name, "first") not in runs:
+                continue
+            pairs = {
+                run: list(
+                    zip(
+                        runs.get((f"{shape}{SHORT}", name, run), []),
+                        runs.get((f"{shape}{LONG}", name, run), []),
+                        strict=True,
+                    )
+                )
+                for run in RUNS
+            }
+            wall = [_slope(short.of_run, long.of_run) for short, long in pairs["first"]]
+            cpu = [
+                _slope(short.cpu, long.cpu)
+                for short, long in pairs["first"]
+                if short.cpu is not None and long.cpu is not None
+            ]
+            reused = [_slope(short.of_run, long.of_run) for short, long in pairs["unchanged"]]
+            starts = [1000 * median(long.starts) for _, long in pairs["first"] if long.starts]
+            goal = GOAL if name == "forkserver" else ""
+            yield (told, f"`{name}`", *map(_milliseconds, (wall, cpu, starts, reused)), goal)
+
+
+def _slope(short: float, long: float) -> float:
+    return 1000 * (long - short) / (LONG - SHORT)
+
+
+def _milliseconds(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = Spread.of(values)
+    return f"**{spread.median:.0f}** ({spread.least:.0f} to {spread.most:.0f})"
+
+
+def _whole(runs: dict[tuple[str, str, str], list[Run]]) -> Iterator[tuple[object, ...]]:
+    for case, told in WHOLE.items():
+        for name in EXECUTORS:
+            if (case, name, "first") in runs:
+                yield (told, f"`{name}`", *(_cell(runs.get((case, name, run), [])) for run in RUNS))
 
 
 def _cell(runs: list[Run]) -> str:
-    walls = [run.wall for run in runs]
+    if not runs:
+        return ""
     cpus = [run.cpu for run in runs if run.cpu is not None]
-    cpu = f", CPU {median(cpus):.1f}" if cpus else ""
-    spread = f"({min(walls):.1f} to {max(walls):.1f})"
-    return f"**{median(walls):.1f}** {spread}{cpu}, {runs[-1].processes} processes"
+    cpu = f", CPU {median(cpus):.1f} s" if cpus else ""
+    processes = f", {len(runs[-1].starts)} processes for steps"
+    return f"{Spread.of(run.wall for run in runs)} s{cpu}{processes}"
 
 
 if __name__ == "__main__":
