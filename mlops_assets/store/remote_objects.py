@@ -169,14 +169,14 @@ class RemoteObjects:
             ) from error
 
     def _parts(self, path: str) -> Iterator[Bytes]:
-        """Content in ranges, in order, with the next ones under way.
+        """Content in order: at once if it is small, else in ranges with the next ones under way.
 
         A broken connection costs one range, however large the object.
         """
-        import obstore
-
-        with self._explained(path):
-            size = obstore.head(self._store, path)["size"]
+        size, content = self._if_small(path)
+        if content is not None:
+            yield content
+            return
         pool = ThreadPoolExecutor(_AT_ONCE)
         coming: deque[Future[Bytes]] = deque()
         try:
@@ -188,6 +188,19 @@ class RemoteObjects:
                 yield coming.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _if_small(self, path: str) -> tuple[int, Bytes | None]:
+        """Size of an object, and in the same request its content, if that is no more than a part.
+
+        Not of one that comes shorter than it is.
+        """
+        import obstore
+
+        with self._explained(path):
+            found = obstore.get(self._store, path)  # of a large one nothing but this is waited for
+            size = found.meta["size"]
+            content = found.bytes() if size <= _PART else None
+        return size, content if content is not None and len(content) == size else None
 
     def _part(self, path: str, start: int, length: int) -> Bytes:
         import obstore
