@@ -100,8 +100,8 @@ def test_one_more_asset_costs_few_statements_and_requests(
     (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     with instance_of(home) as instance:
         executed, reused = of_one_more(instance, tmp_path / "store", counts)
-    assert within(executed, statements=21, transactions=15, connections=15, looks=8, writes=4)
-    assert within(reused, statements=16, transactions=4, connections=4, looks=6, writes=0)
+    assert within(executed, statements=17, transactions=12, connections=12, looks=8, writes=4)
+    assert within(reused, statements=7, transactions=3, connections=3, looks=6, writes=0)
 
 
 def within(counted: Counter[str], **most: float) -> bool:

@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from dagster import DagsterInstance
+from dagster import AssetKey, DagsterInstance, EventLogRecord, deserialize_value
+from dagster._core.events import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
+)
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.event_log.schema import AssetKeyTable, SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
     INDEX_SHARD_NAME,
     SqliteEventLogStorage,
@@ -35,7 +41,7 @@ from dagster._core.storage.sqlite_storage import (
 )
 from dagster._utils import mkdir_p
 from filelock import FileLock
-from sqlalchemy import create_engine, event
+from sqlalchemy import bindparam, create_engine, event
 from watchdog.observers import Observer
 
 if TYPE_CHECKING:
@@ -46,6 +52,11 @@ if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
 
 _MOST_RUNS = 16  # whose logs are kept open, of the many that a webserver looks into
+_IN_INDEX = ASSET_EVENTS | ASSET_CHECK_EVENTS | EVENT_TYPE_TO_PIPELINE_RUN_STATUS.keys()
+# Statements are made once, which takes longer than running them.
+_INSERT_EVENT = SqlEventLogStorageTable.insert()
+_INSERT_ASSET = AssetKeyTable.insert()
+_UPDATE_ASSET = AssetKeyTable.update().where(AssetKeyTable.c.asset_key == bindparam("key"))
 
 
 def instance_in(home: Path) -> DagsterInstance:
@@ -227,6 +238,7 @@ class _EventLogStorage(SqliteEventLogStorage):
         self._databases: dict[str, _Database] = {}  # the least recently used one first
         self._begun: dict[str, Connection] = {}  # transactions of the thread whose turn it is
         self._block: ExitStack | None = None
+        self._told: list[EventLogEntry] = []  # in the block, and not stored yet
         self._facts = _Facts()
         super().__init__(base_dir, inst_data)
 
@@ -240,20 +252,72 @@ class _EventLogStorage(SqliteEventLogStorage):
             self._block = block
             try:
                 yield
+                self._store_told()
             finally:
-                self._block = None
+                self._block, self._told = None, []
+
+    def store_event(self, event: EventLogEntry) -> None:
+        self.store_event_batch([event])
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         with self.together():
-            super().store_event_batch(events)
+            self._told += events
 
-    def store_event(self, event: EventLogEntry) -> None:
-        with self.together():
-            super().store_event(event)
+    def _store_told(self) -> None:
+        """Store what was told in the block so far, in a statement for each run's log.
+
+        What Dagster asks across runs is kept in the index as well, as `SqliteEventLogStorage` does.
+        """
+        entries, self._told = self._told, []
+        rows = [self._event_to_row(entry) for entry in entries]
+        for run_id in dict.fromkeys(entry.run_id for entry in entries):
+            with self._connect(run_id) as connection:
+                connection.execute(_INSERT_EVENT, [row for row in rows if row["run_id"] == run_id])
+        for entry, row in zip(entries, rows, strict=True):
+            if entry.dagster_event_type in _IN_INDEX:
+                with self._connect(INDEX_SHARD_NAME) as connection:
+                    self._store_in_index(connection, entry, row)
+
+    def _store_in_index(
+        self, connection: Connection, event: EventLogEntry, row: Mapping[str, Any]
+    ) -> None:
+        event_id = connection.execute(_INSERT_EVENT, row).lastrowid
+        if event.dagster_event_type in ASSET_EVENTS:
+            self._store_asset_event_tags(connection, [event], [event_id])
+            self._store_asset_event(connection, event, event_id)
+        elif event.dagster_event_type in ASSET_CHECK_EVENTS:
+            self.store_asset_check_event(event, event_id)
+
+    def _store_asset_event(self, conn: Connection, event: EventLogEntry, event_id: int) -> None:
+        if event.dagster_event is None or event.dagster_event.asset_key is None:
+            return
+        has_columns = self._has_asset_key_index_cols_on_connection(conn)
+        values = self._get_asset_entry_values(event, event_id, has_columns)
+        key = event.dagster_event.asset_key.to_string()
+        if values and not conn.execute(_UPDATE_ASSET, {"key": key, **values}).rowcount:
+            conn.execute(_INSERT_ASSET, {"asset_key": key, **values})
+
+    def _get_latest_materialization_records(
+        self, raw_asset_rows: Iterable[Any]
+    ) -> Mapping[AssetKey, EventLogRecord | None]:
+        found: dict[AssetKey, EventLogRecord | None] = {}
+        others = []  # Dagster asks for these by a slow query, also when there are none
+        for row in raw_asset_rows:
+            key = AssetKey.from_db_string(row["asset_key"])
+            latest = deserialize_value(row["last_materialization"] or "null")
+            if key is None or row["asset_details"] or not isinstance(latest, EventLogRecord):
+                others.append(row)
+            else:
+                found[key] = latest
+        if others:
+            found |= super()._get_latest_materialization_records(others)
+        return found
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
         with self._turn, ExitStack() as alone:
+            if self._told:
+                self._store_told()
             if shard not in self._begun:
                 (self._block or alone).enter_context(self._transaction(shard))
             yield self._begun[shard]

@@ -92,7 +92,14 @@ MOST_AT_ONCE = 50
 
 
 class _OwnRunFirst(DataVersionCache):
-    """Dagster's versions of a step's inputs, but of what the step's own run has made, its own."""
+    """Dagster's versions of a step's inputs, but of what the step's own run has made, its own.
+
+    They are asked for once: a step is run with what it was decided with.
+    """
+
+    def fetch_external_input_asset_version_info(self) -> None:
+        if not self.is_external_input_asset_version_info_loaded:
+            super().fetch_external_input_asset_version_info()
 
     def _get_input_asset_event(
         self, key: AssetKey, asset_record: AssetRecord | None

@@ -16,6 +16,7 @@ import pytest
 from dagster import (
     AssetCheckResult,
     AssetKey,
+    AssetObservation,
     AssetSpec,
     DagsterInstance,
     DagsterRun,
@@ -221,6 +222,21 @@ def test_what_is_told_together_is_there_in_full_or_not_at_all(
             assert messages(instance) == ["one", "two"]
             assert messages(another) == []
         assert messages(another) == ["one", "two"]
+
+
+def test_the_latest_materialisation_is_none_before_the_first_and_after_a_wipe(
+    instance: DagsterInstance,
+) -> None:
+    key = AssetKey("up")
+    assert instance.get_latest_materialization_event(key) is None
+    first, second = run(instance), run(instance)
+    assert first != second == instance.get_latest_materialization_event(key).run_id
+    instance.wipe_assets([key])
+    assert instance.get_latest_materialization_event(key) is None
+    instance.report_runless_asset_event(AssetObservation(key))
+    assert instance.get_latest_materialization_event(key) is None
+    third = run(instance)
+    assert instance.get_latest_materialization_event(key).run_id == third
 
 
 def test_threads_take_turns_and_lose_nothing(instance: DagsterInstance) -> None:
