@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mlops_assets_tests.conftest import instance_of
 from mlops_assets_tests.faults.sites import RUN, Site, Sites
 from mlops_assets_tests.faults.trials import Trials
 from mlops_assets_tests.servers import Postgres, postgres, postgres_programs
@@ -108,8 +109,14 @@ needs_postgres = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """Give a server with Dagster's tables, whose creation cannot be gone on with once cut off."""
+    home = tmp_path_factory.mktemp("postgres")
     with postgres() as server:
+        storage = {"postgres": {"postgres_url": server.url}}
+        (home / "dagster.yaml").write_text(yaml.safe_dump({"storage": storage}))
+        with instance_of(home) as instance:
+            assert instance.get_runs_count() == 0
         yield server
 
 
