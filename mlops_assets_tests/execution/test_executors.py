@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import util
 
 import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
@@ -43,6 +45,23 @@ def test_under_forkserver_each_step_that_has_to_run_has_a_process(location: Loca
     pids = {path.name.split(".")[1] for path in (location.folder / "ran").iterdir()}
     assert len(pids) == 3
     assert str(os.getpid()) not in pids
+
+
+def test_under_forkserver_a_run_starts_two_processes_beside_those_of_its_steps(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_helpers()
+    started, really = [], util.spawnv_passfds
+
+    def counting(path: bytes, arguments: list[str], *rest: object) -> int:
+        started.append(re.findall(r"multiprocessing\.(\w+) import", str(arguments)))
+        return really(path, arguments, *rest)
+
+    monkeypatch.setattr(util, "spawnv_passfds", counting)
+
+    assert location.run("chain", FORKSERVER).success
+
+    assert sorted(started) == [["forkserver"], ["resource_tracker"]]
 
 
 def test_under_forkserver_an_unchanged_run_starts_no_process_and_no_resource(
