@@ -6,6 +6,11 @@ Run it from the project's folder, on a machine that does nothing else::
 
 The job is the shipped `iris` pipeline, and what it is compared with is `bare_iris`, the same work
 as a plain script. Every command is a process of its own, measured from its start to its end.
+
+Decisions are made on a local store and on S3: on moto's server, which is written in Python and
+answers some hundreds of requests a second, and on versitygw where that is installed; or else on the
+server of `MLOPS_TEST_S3_ENDPOINT_URL`, which has a bucket `benchmark`, with the credentials of the
+environment. A server is `far` away when each request takes that much longer.
 """
 
 from __future__ import annotations
@@ -21,12 +26,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import patch
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
+import obstore
 
 from benchmarks.measure import Cost, Spread, cost_of, processes_started, table
 from mlops_assets.code_version import look_again
@@ -50,6 +59,9 @@ GOALS = {FIRST: "1.25", UNCHANGED: "0.15, and 0.65 s"}
 
 PIPELINES = 167  # of 6 assets each: 1,002 decisions
 BUCKET = "benchmark"
+MOTO = "moto"
+FAR = 0.02  # seconds that a request takes longer
+REQUESTS = ("head", "get", "get_range", "list", "list_with_delimiter")
 CHEAP = """\
 data: {uri: rows.csv, target: left}
 split: {seed: %d}
@@ -204,11 +216,16 @@ def time_decisions(folder: Path, tracking: Path) -> dict[str, Any]:
     """Have many pipelines planned of which nothing has to run, on a local store and on S3."""
     write_pipelines(folder / "pipelines")
     local = Place.new(folder / "local", tracking)
+    prepare(local)
     found = {"local folder": decide(local, repeats=5)}
-    with s3_server(folder / "requests.log") as (endpoint, requests):
-        remote = Place.new(folder / "s3", tracking)
-        remote = remote._replace(store=f"s3://{BUCKET}/store", endpoint=endpoint)
-        found["S3 (moto)"] = decide(remote, repeats=2, requests=requests)
+    for name, server in s3_servers(folder).items():
+        with server as endpoint:
+            remote = Place.new(folder / name, tracking)
+            remote = remote._replace(store=f"s3://{BUCKET}/store", endpoint=endpoint)
+            prepare(remote)
+            found[f"S3 ({name})"] = decide(remote, repeats=2 if name == MOTO else 5)
+            if name != MOTO:
+                found[f"S3 ({name}), {1000 * FAR:.0f} ms away"] = decide(remote, 5, far=FAR)
     return found
 
 
@@ -221,31 +238,60 @@ def write_pipelines(folder: Path) -> None:
         (folder / f"p{number:03}.yaml").write_text(CHEAP % number)
 
 
-def decide(place: Place, repeats: int, requests: Callable[[], int] = lambda: 0) -> dict[str, Any]:
-    """Run one pipeline, give the others its results, and have all of them planned."""
+def prepare(place: Place) -> None:
+    """Run one pipeline, and give the others its results."""
     cost_of([MLOPS, "run", "p000"], place.environment)
+    specs = load_pipelines(str(place.pipelines)).valid.values()
+    first, *others = (spec for spec in specs if isinstance(spec, PipelineSpec))
+    hand_on(first, others, Outside(ArtifactStore(place.store, place.endpoint), {}))
+
+
+def decide(place: Place, repeats: int, far: float = 0) -> dict[str, Any]:
+    """Have all pipelines planned, of which nothing has to run."""
     outside = Outside(ArtifactStore(place.store, place.endpoint), {})
     specs = list(load_pipelines(str(place.pipelines)).valid.values())
-    hand_on(specs[0], specs[1:], outside)
-    seconds = []
-    asked_before = requests() if requests is not None else 0
-    for _ in range(repeats):
-        look_again()
-        begun = time.perf_counter()
-        plans = plan_pipelines(specs, outside, {})
-        seconds.append(time.perf_counter() - begun)
-    asked = requests() - asked_before if requests is not None else None
+    seconds, cpu = [], []
+    with asking(far) as asked:
+        for _ in range(repeats):
+            look_again()
+            begun, used = time.perf_counter(), time.process_time()
+            plans = plan_pipelines(specs, outside, {})
+            seconds.append(time.perf_counter() - begun)
+            cpu.append(time.process_time() - used)
     for plan in plans.values():
         if plan.execute or plan.error:
             raise SystemExit(f"not all are hits: {plan}")
     hits = sum(len(plan.reuse) for plan in plans.values())
     command = [MLOPS, "plan"]  # ends with 0, as nothing is to be executed
+    costs = [cost_of(command, place.environment) for _ in range(0 if far else repeats)]
     return {
         "hits": hits,
         "seconds": Spread.of(seconds),
-        "requests_per_hit": asked and asked / repeats / hits,
-        "command": Spread.of(cost_of(command, place.environment).wall for _ in range(repeats)),
+        "cpu": Spread.of(cpu),
+        "requests_per_hit": len(asked) / repeats / hits,
+        "command": Spread.of(cost.wall for cost in costs) if costs else None,
     }
+
+
+@contextmanager
+def asking(far: float) -> Iterator[list[str]]:
+    """Give the requests to object stores that this process makes, and let each take longer."""
+    asked: list[str] = []
+
+    def listening(name: str) -> AbstractContextManager[object]:
+        original = getattr(obstore, name)
+
+        def ask(*arguments: Any, **named: Any) -> Any:
+            asked.append(name)
+            time.sleep(far)
+            return original(*arguments, **named)
+
+        return patch.object(obstore, name, ask)
+
+    with ExitStack() as all_of_them:
+        for name in REQUESTS:
+            all_of_them.enter_context(listening(name))
+        yield asked
 
 
 def hand_on(first: PipelineSpec, others: Sequence[PipelineSpec], outside: Outside) -> None:
@@ -294,6 +340,55 @@ def hand_on_to(
             )
 
 
+def s3_servers(folder: Path) -> dict[str, AbstractContextManager[str]]:
+    """Return the S3-compatible servers that there are here, each gives its URL."""
+    if given := os.environ.get("MLOPS_TEST_S3_ENDPOINT_URL"):
+        return {named(given): nullcontext(given)}
+    servers: dict[str, AbstractContextManager[str]] = {MOTO: moto(folder)}
+    if shutil.which("versitygw"):
+        servers["versitygw"] = versitygw(folder)
+    return servers
+
+
+def named(endpoint: str) -> str:
+    """Return what a server calls itself, which it does when it refuses a request, too."""
+    try:
+        with urlopen(endpoint) as answer:
+            headers = answer.headers
+    except HTTPError as error:
+        headers = error.headers
+    return str(headers.get("Server", endpoint))
+
+
+@contextmanager
+def moto(folder: Path) -> Iterator[str]:
+    """Start moto's server, in Python."""
+    with s3_server(folder / "requests.log") as (endpoint, _):
+        yield endpoint
+
+
+@contextmanager
+def versitygw(folder: Path) -> Iterator[str]:
+    """Start a gateway, in Go, to a folder: each folder in it is a bucket."""
+    buckets = folder / "buckets"
+    (buckets / BUCKET).mkdir(parents=True)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    port = free_port()
+    command = ["versitygw", "--quiet", "--port", f"127.0.0.1:{port}", "posix"]
+    server = subprocess.Popen(
+        [*command, str(buckets)],
+        env={**os.environ, "ROOT_ACCESS_KEY": "testing", "ROOT_SECRET_KEY": "testing"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
 @contextmanager
 def s3_server(log: Path) -> Iterator[tuple[str, Callable[[], int]]]:
     """Start an S3-compatible server with a bucket; gives its URL and a count of its requests."""
@@ -332,9 +427,10 @@ def report(results: dict[str, Any]) -> str:
             place,
             f"{one['hits']:,}",
             one["seconds"],
+            one["cpu"],
             f"{1000 * one['seconds'].median / one['hits']:.2f}",
             f"{one['requests_per_hit']:.2f}" if one["requests_per_hit"] else "",
-            one["command"],
+            one["command"] or "",
         )
         for place, one in results["decisions"].items()
     ]
@@ -348,7 +444,15 @@ def report(results: dict[str, Any]) -> str:
             f"slowest packages, in seconds: {slowest}",
             table(["unchanged run", "processes started", "which"], processes),
             table(
-                ["store", "hits", "deciding s", "ms per hit", "requests per hit", "`mlops plan` s"],
+                [
+                    "store",
+                    "hits",
+                    "deciding s",
+                    "CPU s",
+                    "ms per hit",
+                    "requests per hit",
+                    "`mlops plan` s",
+                ],
                 decisions,
             ),
         ]
