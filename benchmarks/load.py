@@ -3,7 +3,8 @@
 Every command is a process of its own, measured from outside: wall seconds, CPU seconds of the
 process and of those that it waited for, and the peak of its memory. On a machine that others use
 the CPU is the figure to compare. Sizes are worked through one after the other, so that each row can
-be set against the one above it.
+be set against the one above it. Three rounds take about seven minutes on two cores: of the largest
+sizes, which take minutes to prepare, everything but loading is measured once.
 
 Usage::
 
@@ -44,6 +45,9 @@ from mlops_assets.store.memo import Computation, Memo, Outside
 PIPELINES = (10, 100, 1_000)
 MATERIALISATIONS = (100, 1_000, 10_000)
 VERSIONS = (1_000, 10_000, 100_000)
+LARGE = 1_000
+"""From this size on a round takes long, whatever it is of, or its preparation does."""
+
 PARTS = ("pipelines", "materialisations", "versions")
 SIZES = dict(zip(PARTS, (PIPELINES, MATERIALISATIONS, VERSIONS), strict=True))
 
@@ -131,14 +135,15 @@ def with_pipelines(folder: Path, tracking: Path, sizes: Iterable[int], rounds: i
     """Measure what reads pipeline files, the more the longer."""
     rows = []
     for size in sizes:
+        few = rounds if size < LARGE else 1
         write_pipelines(folder / f"pipelines-{size}" / "pipelines", size)
         place = Place.new(folder / f"pipelines-{size}" / "here", tracking)
-        for what, program in (
-            ("import of the code location", LOAD),
-            ("the same, with all jobs made", RESOLVE),
-            ("the same, described for the UI and the daemon", TELL),
+        for what, program, times in (
+            ("import of the code location", LOAD, rounds),
+            ("the same, with all jobs made", RESOLVE, rounds),
+            ("the same, described for the UI and the daemon", TELL, few),
         ):
-            rows.append(repeat(what, size, rounds, [sys.executable, "-c", program], place))
+            rows.append(repeat(what, size, times, [sys.executable, "-c", program], place))
         names = make_unchanged(place)
         for what, command in (
             ("`mlops plan`", ["plan", *names]),
@@ -146,7 +151,7 @@ def with_pipelines(folder: Path, tracking: Path, sizes: Iterable[int], rounds: i
             ("unchanged `mlops run`", ["run", *names]),
             ("unchanged `mlops run` of one pipeline", ["run", names[0]]),
         ):
-            rows.append(repeat(what, size, rounds, [MLOPS, *command], place))
+            rows.append(repeat(what, size, few, [MLOPS, *command], place))
     return rows
 
 
@@ -228,6 +233,7 @@ def with_materialisations(
     names = make_unchanged(place)
     rows, so_far = [], len(names) * 6
     for size in sizes:
+        few = rounds if size < LARGE else 1
         with instance_of(place.folder / "dagster") as instance:
             materialise_again(instance, names, max(0, size - so_far))
         so_far = max(size, so_far)
@@ -236,13 +242,13 @@ def with_materialisations(
             ("unchanged `mlops run`", ["run", *names]),
             ("`mlops prune --dry-run`", ["prune", "--dry-run"]),
         ):
-            rows.append(repeat(what, so_far, rounds, [MLOPS, *command], place))
+            rows.append(repeat(what, so_far, few, [MLOPS, *command], place))
         for what, sensor in (
             ("loading, and a tick of 9 automation sensors", "_automation_sensor"),
             ("loading, and a tick of 5 new-data sensors", "_new_data_sensor"),
         ):
             command = [sys.executable, "-c", TICKS, sensor]
-            rows.append(repeat(what, so_far, rounds, command, place))
+            rows.append(repeat(what, so_far, few, command, place))
     return rows
 
 
@@ -289,15 +295,16 @@ def with_versions(folder: Path, tracking: Path, sizes: Iterable[int], rounds: in
     """
     rows = []
     for size in sizes:
+        few = rounds if size < LARGE else 1
         write_pipelines(folder / f"versions-{size}" / "pipelines", 10)
         place = Place.new(folder / f"versions-{size}" / "here", tracking)
         write_versions(Path(place.store), size)
         for what, command, times in (
-            ("`mlops history` of an asset", ["history", "a0000/metrics"], rounds),
-            ("`mlops plan` of one pipeline", ["plan", "p0000"], rounds),
-            ("`mlops prune --dry-run`", ["prune", "--dry-run"], rounds),
+            ("`mlops history` of an asset", ["history", "a0000/metrics"], few),
+            ("`mlops plan` of one pipeline", ["plan", "p0000"], few),
+            ("`mlops prune --dry-run`", ["prune", "--dry-run"], few),
             ("`mlops prune`", ["prune"], 1),
-            ("`mlops prune` with nothing to delete", ["prune"], rounds),
+            ("`mlops prune` with nothing to delete", ["prune"], few),
         ):
             allowed = (0, 2) if command[0] == "plan" else (0,)
             rows.append(repeat(what, size, times, [MLOPS, *command], place, allowed))
