@@ -15,6 +15,8 @@ from typing import Any
 import obstore
 import pytest
 
+from mlops_assets.cli.planning import Project
+from mlops_assets.cli.summary import reports_of_plan
 from mlops_assets.dagster_internals.database import Recorded
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import READERS, PipelinePlan, plan_pipelines
@@ -25,6 +27,7 @@ from mlops_assets.store.memo import Computation, Memo, Outside
 from mlops_assets_tests.conftest import DUMMY, write_customers
 
 REQUESTS = ("head", "get", "get_range", "list", "list_with_delimiter", "put", "delete")
+METRICS = {"accuracy": 0.9, "f1": 0.9, "roc_auc": 0.9}
 # of each of the six assets the record and a look at the artefact; of the champions two listings,
 # as each promotion has a copy, and the last record
 UNCHANGED = {"get": 6 + 1, "head": 6, "list_with_delimiter": 2}
@@ -68,13 +71,18 @@ def remember(spec: Pipeline, outside: Outside) -> dict[str, Recorded]:
     known: dict[str, Recorded] = {}
     versions: dict[str, str] = {}
     Champions(store, spec.name).promote(
-        "0" * 16, expected=None, metrics={}, reason="", run_id="run", at="2026-01-31T00:00:00+00:00"
+        "0" * 16,
+        expected=None,
+        metrics={},
+        reason="the first",
+        run_id="run",
+        at="2026-01-31T00:00:00+00:00",
     )
     for stage in stages(spec).values():
         seen = {name: one.version for name, one in stage.look(outside, None).items()}
         inputs = seen | {name: versions[name] for name in stage.inputs if name in versions}
         for asset in stage.outputs:
-            artifact = store.write(asset.split("/"), {"made by": stage.name})
+            artifact = store.write(asset.split("/"), {"made by": stage.name, "metrics": METRICS})
             computation = Computation(asset, None, stage.code, None, inputs)
             memo.put(computation, artifact, {}, run_id="run", seconds=1)
             versions[asset] = artifact.version
@@ -160,6 +168,23 @@ def test_the_records_of_a_pipeline_are_asked_for_at_the_same_time(
         assert planned([spec], outside, recorded).is_empty
     except BrokenBarrierError:
         pytest.fail("one record was waited for before another was asked for")
+
+
+def test_an_unchanged_run_tells_the_metrics_and_the_champion_with_one_request_each(
+    tmp_path: Path, outside: Outside, requests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spec,) = pipelines(tmp_path, 1)
+    recorded = remember(spec, outside)
+    monkeypatch.setenv("MLOPS_PIPELINES", str(tmp_path))
+    monkeypatch.setenv("MLOPS_STORE_URL", outside.store.url)
+    project = Project.load()
+    plans = project.plan(recorded)
+    requests.clear()
+    told = reports_of_plan(project, plans)["p0"]
+
+    assert told["metrics"] == METRICS
+    assert told["champion"] == {"version": "0" * 16, "changed": False, "reason": "the first"}
+    assert requests == ["get", "get"]
 
 
 def test_a_small_artefact_is_loaded_in_one_request(outside: Outside, requests: list[str]) -> None:

@@ -70,7 +70,9 @@ def _known(store: ArtifactStore, spec: Pipeline | None, plan: PipelinePlan) -> d
         known["metrics"] = {name: values[name] for name in dict.fromkeys([*listed, *values])}
     champion = plan.computed.get(f"{plan.pipeline}/champion")
     if champion is not None:
-        current = Champions(store, plan.pipeline).current()
+        number = champion.inputs.get(f"{plan.pipeline}/champion", "")  # as the plan has seen it
+        promotions = Champions(store, plan.pipeline)
+        current = promotions.numbered(int(number)) if number.isdecimal() else None
         known["champion"] = {
             "version": current.version if current else None,
             "changed": False,

@@ -87,6 +87,16 @@ class Champions:
         numbers = self._recorded() | self._copied()
         return self._load(max(numbers)) if numbers else None
 
+    def numbered(self, number: int) -> Champion:
+        """A promotion of which the number is known, in one request.
+
+        Raises
+        ------
+        StoreError
+            Its record is missing or damaged.
+        """
+        return self._load(number)
+
     def history(self) -> list[Champion]:
         """All promotions, the first one first."""
         recorded, copied = self._recorded(), self._copied()
