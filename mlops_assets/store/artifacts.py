@@ -29,7 +29,7 @@ from mlops_assets.store.layout import (
 )
 from mlops_assets.store.objects import ObjectInfo, ObjectMissingError, Upload, open_objects
 
-_CHUNK = 1024 * 1024  # bytes
+_CHUNK = 4 * 1024 * 1024  # bytes
 _READS = 2  # before something is called damaged: what was damaged on its way is right the next time
 _DIGEST = "sha256"  # field of a record: the beginning of the digest of its path and all others
 

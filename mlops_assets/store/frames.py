@@ -22,29 +22,49 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from mlops_assets.errors import StoreError
 from mlops_assets.memory import too_much
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+T = TypeVar("T")
+
+
+class _Way(NamedTuple):
+    """How a column is written."""
+
+    compression: str = "NONE"
+    dictionary: bool = False
+    differences: bool = False  # from one integer to the next
+
+
 _METADATA = b"mlops_assets"
+_SCHEMA = b"ARROW:schema"  # where Arrow keeps what Parquet's own schema lacks
 _GROUP_BYTES = 32 * 1024 * 1024  # of a row group, uncompressed: what streaming keeps in memory
 _GROUP_ROWS = (1024, 1024 * 1024)
+_BUFFER_BYTES = 1024 * 1024  # bytes that are written at once
 _READ_BYTES = 16 * 1024 * 1024  # of a frame, up to which it is read as a whole
 _READERS = 2  # threads, each with a part of a large frame
 _VARIABLE_WIDTH = 32  # bytes: a guess for text and nested values
 _SAMPLE_ROWS = 16_384
-_WAYS = (("NONE", False), ("NONE", True), ("ZSTD", False), ("ZSTD", True))  # the cheapest first
+_WAYS = (  # beside the plain one, the cheapest first
+    _Way(differences=True),
+    _Way(dictionary=True),
+    _Way("ZSTD"),
+    _Way("ZSTD", dictionary=True),
+)
 _WORTHWHILE = 0.8  # size over that of a cheaper way from which on it isn't worth its time
+_OBJECTS = ("string", "bytes", "date")  # what columns of Python objects may hold
 _PREVIEW_ROWS = 5
 _PREVIEW_COLUMNS = 50
 _PREVIEW_TEXT = 100  # characters
@@ -58,8 +78,9 @@ class ParquetCodec:
     def write(self, value: Any, file: IO[bytes]) -> dict[str, Any]:
         """Write a DataFrame, a Table, a RecordBatchReader or an iterator of RecordBatch.
 
-        A column is written plainly, or with a dictionary, Zstandard or both, when that makes a
-        sample of it at least a fifth smaller: on random floats both cost time and gain nothing.
+        A column is written plainly, or as differences, with a dictionary, Zstandard or both, when
+        that makes a sample of it at least a fifth smaller: on random floats all of it costs time
+        and gains nothing.
 
         Returns
         -------
@@ -71,7 +92,7 @@ class ParquetCodec:
 
         if isinstance(value, pd.DataFrame):
             columns = {str(name): str(dtype) for name, dtype in value.dtypes.items()}
-            return {**_write_batches(*_from_pandas(value), file), "columns": columns}
+            return {**_write_frame(value, file), "columns": columns}
         if isinstance(value, pa.Table):
             return _write_batches(value.schema, value.to_batches(), file)
         return _write_batches(*_checked_stream(value), file)
@@ -103,11 +124,8 @@ def _write_batches(
     schema: pa.Schema, batches: Iterable[pa.RecordBatch], file: IO[bytes]
 ) -> dict[str, Any]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    repeated = sorted(name for name, times in Counter(schema.names).items() if times > 1)
-    if repeated:
-        raise StoreError(f"column names occur more than once: {repeated}; rename them")
+    _check_names(schema.names)
     for field in schema:
         if pa.types.is_dictionary(field.type) and not _is_text(field.type.value_type):
             raise StoreError(
@@ -116,16 +134,114 @@ def _write_batches(
             )
     groups = _row_groups(schema, batches)
     first = next(groups, schema.empty_table())
+    chained = itertools.chain([first], groups)
+    return _write_groups(schema, first, _ways(first), schema, chained, file)
+
+
+def _write_frame(frame: pd.DataFrame, file: IO[bytes]) -> dict[str, Any]:
+    """Convert a row group of a large frame while the one before is encoded."""
+    schema, rows_of = _from_pandas(frame)
+    head = rows_of(0, _SAMPLE_ROWS, schema)
+    ways = _ways(head)
+    converted = _with_dictionaries(frame, schema, ways)
+    size = _group_rows(schema)
+    starts = range(0, len(frame), size) or [0]
+    groups = (rows_of(start, start + size, converted) for start in starts)
+    made = _made_ahead(groups) if len(starts) > 1 else groups
+    return _write_groups(schema, head, ways, converted, made, file)
+
+
+def _with_dictionaries(
+    frame: pd.DataFrame, schema: pa.Schema, ways: Mapping[str, _Way]
+) -> pa.Schema:
+    """Schema with dictionaries of the text that Parquet would have to make them of."""
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+    for index, field in enumerate(schema):
+        if _is_text(field.type) and field.name in frame and ways[field.name].dictionary:
+            dtype = frame[field.name].dtype
+            if isinstance(dtype, (np.dtype, pd.CategoricalDtype)):
+                kind = pa.dictionary(pa.int32(), field.type)
+                schema = schema.set(index, field.with_type(kind))
+    return schema
+
+
+def _made_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Make each item in a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _write_groups(
+    schema: pa.Schema,
+    head: pa.Table,
+    ways: Mapping[str, _Way],
+    written: pa.Schema,
+    groups: Iterable[pa.Table],
+    file: IO[bytes],
+) -> dict[str, Any]:
+    """Write a row group of each table; `schema` is what the file says that they were."""
+    import pyarrow.parquet as pq
+
+    described = {**(schema.metadata or {}), _SCHEMA: base64.b64encode(schema.serialize())}
+    options = _options(ways, written)
     rows = 0
+    with (
+        _storable(),
+        _buffered(file) as sink,
+        pq.ParquetWriter(sink, written, store_schema=False, **options) as writer,
+    ):
+        writer.add_key_value_metadata(described)
+        for group in groups:
+            writer.write_table(group, row_group_size=max(1, group.num_rows))
+            rows += group.num_rows
+    columns = {field.name: str(field.type) for field in schema}
+    return {"rows": rows, "columns": columns, "preview": _preview(head)}
+
+
+@contextmanager
+def _storable() -> Iterator[None]:
+    import pyarrow as pa
+
     try:
-        with pq.ParquetWriter(file, schema, **_encodings(first)) as writer:
-            for group in itertools.chain([first], groups):
-                writer.write_table(group, row_group_size=max(1, group.num_rows))
-                rows += group.num_rows
+        yield
     except pa.ArrowException as error:
         raise StoreError(f"the table cannot be stored as Parquet: {error}") from error
-    columns = {field.name: str(field.type) for field in schema}
-    return {"rows": rows, "columns": columns, "preview": _preview(first)}
+
+
+@contextmanager
+def _buffered(file: IO[bytes]) -> Iterator[pa.NativeFile]:
+    """Have Arrow's many writes be few: each waits until no other thread runs Python."""
+    import pyarrow as pa
+
+    output = _Output(file)
+    sink = pa.BufferedOutputStream(pa.PythonFile(output, "w"), _BUFFER_BYTES)
+    try:
+        yield sink
+        sink.flush()
+    finally:
+        output.end()
+
+
+class _Output(io.RawIOBase):
+    """A file until its end, when Arrow closes what it writes to, and tries again what failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file: IO[bytes] | None = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data) if self._file is not None else len(data)
+
+    def end(self) -> None:
+        self._file = None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -202,85 +318,141 @@ def _row_width(schema: pa.Schema) -> int:
     return width
 
 
-def _encodings(group: pa.Table) -> dict[str, Any]:
-    """Arguments of ParquetWriter: compression and dictionaries for the columns that gain."""
-    sample = group.slice(0, _SAMPLE_ROWS)
-    chosen: dict[str, tuple[str, bool]] = {}
-    least: dict[str, int] = {}
+def _ways(table: pa.Table) -> dict[str, _Way]:
+    """How each column, named by its path, is best written."""
+    sample = table.slice(0, _SAMPLE_ROWS)
+    plain = _written(sample, {})
+    chosen = dict.fromkeys(plain, _Way())
+    least = {path: column.total_compressed_size for path, column in plain.items()}
     for way in _WAYS:
-        compression, use_dictionary = way
-        sizes = _column_sizes(sample, compression=compression, use_dictionary=use_dictionary)
-        for path, size in sizes.items():
-            if path not in chosen or size < _WORTHWHILE * least[path]:
+        able = {
+            path: way
+            for path, column in plain.items()
+            if not way.differences or column.physical_type in ("INT32", "INT64")
+        }
+        for path, column in _written(sample, able).items():
+            size = column.total_compressed_size
+            if path in able and size < _WORTHWHILE * least[path]:
                 chosen[path], least[path] = way, size
-    return {
-        "compression": {path: way[0] for path, way in chosen.items()} or "NONE",
-        "use_dictionary": [path for path, way in chosen.items() if way[1]] or False,
-    }
+    return chosen
 
 
-def _column_sizes(table: pa.Table, **options: Any) -> dict[str, int]:
+def _written(table: pa.Table, ways: Mapping[str, _Way]) -> dict[str, pq.ColumnChunkMetaData]:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, **options)
+    with _storable():
+        pq.write_table(table, buffer, **_options(ways, table.schema))
     group = pq.ParquetFile(buffer).metadata.row_group(0)
     columns = (group.column(index) for index in range(group.num_columns))
-    return {column.path_in_schema: column.total_compressed_size for column in columns}
+    return {column.path_in_schema: column for column in columns}
+
+
+def _options(ways: Mapping[str, _Way], schema: pa.Schema) -> dict[str, Any]:
+    """Arguments of ParquetWriter."""
+    import pyarrow as pa
+
+    # The least and greatest value of a dictionary array cost more than all else about it.
+    without_statistics = {field.name for field in schema if pa.types.is_dictionary(field.type)}
+    encoding = {path: "DELTA_BINARY_PACKED" for path, way in ways.items() if way.differences}
+    return {
+        "compression": {path: way.compression for path, way in ways.items()} or "NONE",
+        "use_dictionary": [path for path, way in ways.items() if way.dictionary] or False,
+        "column_encoding": encoding or None,
+        "write_statistics": [path for path in ways if path not in without_statistics],
+    }
 
 
 def _original_schema(parquet: pq.ParquetFile) -> pa.Schema:
     """The schema that was written, since Parquet itself has no seconds."""
     import pyarrow as pa
 
-    stored = (parquet.metadata.metadata or {}).get(b"ARROW:schema")
+    stored = (parquet.metadata.metadata or {}).get(_SCHEMA)
     if stored is None:
         return parquet.schema_arrow
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
 
 
-def _from_pandas(frame: pd.DataFrame) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Schema, with what Arrow would lose in its metadata, and batches of the rows of a frame.
+def _from_pandas(
+    frame: pd.DataFrame,
+) -> tuple[pa.Schema, Callable[[int, int, pa.Schema], pa.Table]]:
+    """Schema, with what Arrow would lose in its metadata, and what converts some of the rows.
 
-    The rows are converted row group by row group: a frame of one NumPy array would be copied else.
+    They are converted row group by row group: a frame of one NumPy array would be copied else. Text
+    becomes a dictionary array where the schema that is asked for says so.
     """
     import pyarrow as pa
 
     _check_labels(frame)
     objects = {name: frame[name] for name in frame if frame[name].dtype == object}
-    for name, column in objects.items():
-        _check_objects(f"column {name!r}", column)
+    by_nan = [
+        name for name, column in objects.items() if _check_objects(f"column {name!r}", column)
+    ]
     levels = [frame.index.get_level_values(number) for number in range(frame.index.nlevels)]
     object_levels = [level for level in levels if level.dtype == object]
     for level in object_levels:
         _check_objects("the index", level)
     with _explained(frame):
         converted = _schema(frame, [*objects.values(), *object_levels])
-    extra: dict[str, Any] = {
-        "nan": [name for name, column in objects.items() if _misses_by_nan(column)],
-        "categories": {},
-        "zones": {},
-    }
+    extra: dict[str, Any] = {"nan": by_nan, "categories": {}, "zones": {}}
     schema = converted
     for index, field in enumerate(converted):
         if pa.types.is_dictionary(field.type) and field.name in frame:
             extra["categories"][field.name] = _encode_categories(frame[field.name].dtype)
             schema = schema.set(index, field.with_type(field.type.value_type))
+    _check_names(schema.names)  # those of unnamed levels of the index are among them
     _check_types(frame, schema, extra)
     schema = _with_extra(schema, extra)
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        size = _group_rows(schema)
-        for start in range(0, len(frame), size):
-            with _explained(frame):
-                table = pa.Table.from_pandas(frame.iloc[start : start + size], converted)
-            for index, field in enumerate(schema):
-                if field.name in extra["categories"]:
-                    column = table.column(index).combine_chunks().dictionary_decode()
-                    table = table.set_column(index, field, column)
-            yield from table.replace_schema_metadata(schema.metadata).to_batches()
+    strided = _is_strided(frame)
 
-    return schema, batches()
+    def rows_of(start: int, stop: int, asked: pa.Schema) -> pa.Table:
+        rows = frame.iloc[start:stop]
+        if strided:
+            rows = rows.copy()
+        fields = [
+            field for field in converted if not pa.types.is_dictionary(asked.field(field.name).type)
+        ]
+        with _explained(frame):
+            described = pa.schema(fields, converted.metadata)
+            table = pa.Table.from_pandas(rows, described, nthreads=1)
+            plain = iter(table.columns)
+            arrays = [
+                _dictionary(rows[field.name], field.type)
+                if pa.types.is_dictionary(field.type)
+                else _dense(next(plain))
+                for field in asked
+            ]
+            return pa.Table.from_arrays(arrays, schema=asked)
+
+    return schema, rows_of
+
+
+def _is_strided(frame: pd.DataFrame) -> bool:
+    """Whether columns lie between each other: Arrow takes thrice as long for them as for a copy."""
+    import numpy as np
+
+    columns = (frame[name] for name in frame)
+    plain = (column.to_numpy() for column in columns if isinstance(column.dtype, np.dtype))
+    return not all(values.flags.c_contiguous for values in plain)
+
+
+def _dense(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _dictionary(text: pd.Series, kind: pa.DictionaryType) -> pa.DictionaryArray:
+    """Text, or categories of text, with a dictionary of what occurs, in order of appearance."""
+    import pandas as pd
+    import pyarrow as pa
+
+    codes, found = pd.factorize(text)
+    indices = pa.array(codes, kind.index_type, mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, _dense(pa.array(found)).cast(kind.value_type))
 
 
 def _schema(frame: pd.DataFrame, objects: Iterable[pd.Series | pd.Index]) -> pa.Schema:
@@ -291,7 +463,7 @@ def _schema(frame: pd.DataFrame, objects: Iterable[pd.Series | pd.Index]) -> pa.
     import pandas as pd
     import pyarrow as pa
 
-    telling = {0} | {int(values.notna().argmax()) for values in objects if len(values)}
+    telling = {0} | {_first_present(values) for values in objects}
     rows = frame.iloc[sorted(row for row in telling if row < len(frame))]
     if not isinstance(frame.index, pd.RangeIndex):
         return pa.Schema.from_pandas(rows)
@@ -299,6 +471,17 @@ def _schema(frame: pd.DataFrame, objects: Iterable[pd.Series | pd.Index]) -> pa.
     described = schema.pandas_metadata
     described["index_columns"][0]["stop"] = frame.index.stop
     return schema.with_metadata({**schema.metadata, b"pandas": json.dumps(described).encode()})
+
+
+def _first_present(values: pd.Series | pd.Index) -> int:
+    """Position of the first value that isn't missing; 0 if all are."""
+    import numpy as np
+
+    for start in range(0, len(values), _SAMPLE_ROWS):
+        present = np.asarray(values[start : start + _SAMPLE_ROWS].notna())
+        if present.any():
+            return start + int(np.argmax(present))
+    return 0
 
 
 @contextmanager
@@ -319,9 +502,7 @@ def _check_labels(frame: pd.DataFrame) -> None:
             f"column names must be plain text, not {found}; "
             "set frame.columns = [str(name) for name in frame.columns]"
         )
-    repeated = sorted(set(frame.columns[frame.columns.duplicated()]))
-    if repeated:
-        raise StoreError(f"column names occur more than once: {repeated}; rename them")
+    _check_names(frame.columns)
     for name in frame.index.names:
         if name is not None and (not isinstance(name, str) or name in frame):
             raise StoreError(
@@ -331,23 +512,44 @@ def _check_labels(frame: pd.DataFrame) -> None:
         raise StoreError(f"the frame has {len(frame)} rows and no column; there is nothing to keep")
 
 
-def _check_objects(where: str, column: pd.Series | pd.Index) -> None:
-    """Refuse Python objects that Arrow cannot hold, or would silently change."""
+def _check_names(names: Iterable[str]) -> None:
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+    if repeated:
+        raise StoreError(f"column names occur more than once: {repeated}; rename them")
+
+
+def _check_objects(where: str, column: pd.Series | pd.Index) -> bool:
+    """Refuse Python objects that Arrow cannot hold, or would silently change.
+
+    Returns
+    -------
+    bool
+        Whether values are missing, and all of them are NaN.
+    """
     from pandas.api.types import infer_dtype
 
-    kind = infer_dtype(column, skipna=True)
+    kind, complete = infer_dtype(column, skipna=False), True
+    if kind not in _OBJECTS:
+        kind, complete = infer_dtype(column, skipna=True), False
     if kind == "date" and {type(value) for value in column.dropna()} != {datetime.date}:
         kind = "dates and datetimes"
-    if kind not in ("string", "bytes", "date", "empty"):
+    if kind not in (*_OBJECTS, "empty"):
         raise StoreError(
             f"{where} holds Python objects ({kind}); text, bytes or dates alone are stored: "
             "convert it, for example with astype"
         )
+    return not complete and _misses_by_nan(column)
 
 
-def _misses_by_nan(column: pd.Series) -> bool:
-    missing = column[column.isna()]
-    return len(missing) > 0 and all(isinstance(value, float) for value in missing)
+def _misses_by_nan(column: pd.Series | pd.Index) -> bool:
+    found = False
+    for start in range(0, len(column), _SAMPLE_ROWS):  # the first None decides
+        rows = column[start : start + _SAMPLE_ROWS]
+        missing = rows[rows.isna()]
+        if not all(isinstance(value, float) for value in missing):
+            return False
+        found = found or len(missing) > 0
+    return found
 
 
 def _text(error: Exception) -> str:
@@ -462,38 +664,101 @@ def _read_by_groups(file: Path, schema: pa.Schema, name: str) -> Any:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(file, pre_buffer=False)
+    if repetitive := _is_text(schema.field(name).type) and _has_dictionaries(parquet, name):
+        parquet = pq.ParquetFile(file, pre_buffer=False, read_dictionary=[name])
+    rows, groups = parquet.metadata.num_rows, range(parquet.num_row_groups)
     part = pa.schema([schema.field(name)], schema.metadata)
+    empty = _to_pandas(part.empty_table())[name]
+    extra = _extra(schema)
 
-    def read(group: int) -> pd.Series:
-        table = parquet.read_row_group(group, columns=[name])
-        return _to_pandas(table.select([name]).cast(part))[name]
+    def read(group: int) -> pa.Table:
+        return parquet.read_row_group(group, columns=[name], use_threads=False).select([name])
 
-    columns = map(read, range(parquet.num_row_groups))
+    if name in extra.get("categories", ()):
+        known = _categories(extra["categories"][name])
+        codes = np.empty(rows, empty.cat.codes.to_numpy().dtype)
+        for_all = (_codes(read(group).column(0), known) for group in groups)
+        _fill(codes, (some.fill_null(-1).to_numpy().astype(codes.dtype) for some in for_all))
+        return pd.Categorical.from_codes(cast("Any", codes), dtype=empty.array.dtype)
+    if repetitive and empty.dtype == object:
+        missing = np.nan if name in extra.get("nan", ()) else None
+        values = np.empty(rows, object)
+        _fill_with_text(values, (read(group).column(0) for group in groups), missing)
+        return values
+    columns = (_values(read(group).cast(part), empty.dtype) for group in groups)
     first = next(columns)
     if not isinstance(first.dtype, np.dtype):
         return pd.concat([first, *columns]).array
-    values, end = np.empty(parquet.metadata.num_rows, first.dtype), 0
-    for column in itertools.chain([first], columns):
-        if column.dtype != values.dtype:  # such as integers, of which some are missing
-            return None
-        start, end = end, end + len(column)
-        values[start:end] = column
-    return values
+    values = np.empty(rows, first.dtype)
+    return values if _fill(values, itertools.chain([first], columns)) else None
+
+
+def _has_dictionaries(parquet: pq.ParquetFile, name: str) -> bool:
+    group = parquet.metadata.row_group(0)
+    columns = (group.column(index) for index in range(group.num_columns))
+    return any(it.path_in_schema == name and it.has_dictionary_page for it in columns)
+
+
+def _values(table: pa.Table, dtype: Any) -> Any:
+    """Values of the one column of a table; without pandas if it would take them as they are."""
+    import pyarrow as pa
+
+    [column] = table.columns
+    if column.num_chunks == 1 and not column.null_count and pa.types.is_primitive(column.type):
+        values = column.chunk(0).to_numpy(zero_copy_only=False)
+        if values.dtype == dtype:
+            return values
+    return _to_pandas(table)[table.column_names[0]]
+
+
+def _fill(values: np.ndarray, parts: Iterable[Any]) -> bool:
+    """Fill an array with its parts; False when one of them is of another type."""
+    end = 0
+    for part in parts:
+        if part.dtype != values.dtype:  # such as integers, of which some are missing
+            return False
+        start, end = end, end + len(part)
+        values[start:end] = part
+    return True
+
+
+def _fill_with_text(
+    values: np.ndarray, columns: Iterable[pa.ChunkedArray], missing: float | None
+) -> None:
+    """Fill an array with Python objects from dictionary arrays; each text is made once."""
+    import numpy as np
+
+    end = 0
+    for chunk in itertools.chain.from_iterable(column.chunks for column in columns):
+        chunk.validate(full=True)  # what follows doesn't look whether an index is in the dictionary
+        texts = np.array([*chunk.dictionary.to_pylist(), missing], dtype=object)
+        indices = chunk.indices.fill_null(len(texts) - 1).to_numpy()
+        start, end = end, end + len(chunk)
+        texts.take(indices, out=values[start:end], mode="clip")  # other modes copy once more
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
     import numpy as np
+    import pyarrow as pa
 
-    extra = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+    extra = _extra(table.schema)
     for name in _named(extra, "categories", table):
         index = table.schema.get_field_index(name)
-        column = _decode_categories(table.column(index), extra["categories"][name])
+        spec = extra["categories"][name]
+        known = _categories(spec)
+        codes = _codes(table.column(index), known)
+        column = pa.DictionaryArray.from_arrays(codes, known, ordered=spec["ordered"])
         table = table.set_column(index, name, column)
     frame: pd.DataFrame = table.to_pandas()
     for name in _named(extra, "nan", table):
         frame[name] = frame[name].where(frame[name].notna(), np.nan)
     zones = {name: extra["zones"][name] for name in _named(extra, "zones", table)}
     return frame.astype(zones) if zones else frame
+
+
+def _extra(schema: pa.Schema) -> dict[str, Any]:
+    extra: dict[str, Any] = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+    return extra
 
 
 def _named(extra: dict[str, Any], what: str, table: pa.Table) -> list[str]:
@@ -517,15 +782,26 @@ def _encode_categories(dtype: pd.CategoricalDtype) -> dict[str, Any]:
     return {"ordered": bool(dtype.ordered), "categories": content}
 
 
-def _decode_categories(column: pa.ChunkedArray, spec: dict[str, Any]) -> pa.Array:
+def _categories(spec: dict[str, Any]) -> pa.Array:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     content = pa.py_buffer(base64.b64decode(spec["categories"]))
     categories = pa.ipc.open_stream(content).read_next_batch().column(0)
     categories.validate(full=True)  # Arrow follows the offsets of damaged ones out of memory
-    codes = pc.index_in(column, value_set=categories).combine_chunks()
-    return pa.DictionaryArray.from_arrays(codes, categories, ordered=spec["ordered"])
+    return categories
+
+
+def _codes(column: pa.ChunkedArray, categories: pa.Array) -> pa.Array:
+    """Positions of values, which may be dictionary arrays, among the categories."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return pc.index_in(column, value_set=categories).combine_chunks()
+    return pa.chunked_array(
+        [pc.index_in(it.dictionary, value_set=categories).take(it.indices) for it in column.chunks],
+        pa.int32(),
+    ).combine_chunks()
 
 
 def _preview(table: pa.Table) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from urllib.parse import unquote, urlsplit
 from mlops_assets.errors import StoreError
 
 REMOTE_SCHEMES = ("s3", "gs", "abfs", "abfss", "az", "memory")
+
+_SYNC_BYTES = 64 * 1024 * 1024  # after which the disk is asked for what was written
 
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
@@ -208,9 +211,11 @@ class LocalObjects:
         with explained(self.url_of(folder)):
             file = _temporary_in(self.root / folder)
         temporary = Path(file.name)
+        upload = _LocalUpload(self, file, temporary)
         try:
-            yield _LocalUpload(self, file, temporary)
+            yield upload
         finally:
+            upload.end()
             with suppress(OSError):  # a full disk: closing writes the rest of the buffer again
                 file.close()
             with suppress(OSError):  # what is published is so all the same; `tidy` removes it
@@ -275,16 +280,33 @@ def _info(path: str, stat: os.stat_result) -> ObjectInfo:
 
 
 class _LocalUpload:
-    """A temporary file beside the final one, so that publishing is a rename."""
+    """A temporary file beside the final one, so that publishing is a rename.
+
+    A large one is synced while it is written, so that its end isn't waited for so long. The error
+    of a sync is told once: every result is looked at.
+    """
 
     def __init__(self, objects: LocalObjects, file: BinaryIO, temporary: Path) -> None:
         self._objects = objects
         self._file = file
         self._temporary = temporary
+        self._unsynced = 0  # bytes
+        self._thread: ThreadPoolExecutor | None = None
+        self._syncing: Future[None] | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         with explained(str(self._temporary)):
             self._file.write(data)
+            self._unsynced += len(data)
+            if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+                self._wait()
+                self._unsynced = 0
+                self._thread = self._thread or ThreadPoolExecutor(1)
+                self._syncing = self._thread.submit(os.fsync, self._file.fileno())
+
+    def end(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def publish(self, path: str) -> None:
         with _publishing(self._objects.url_of(path)):
@@ -303,8 +325,14 @@ class _LocalUpload:
             return True
 
     def _finish(self) -> None:
+        self._wait()
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def _wait(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
+            self._syncing = None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -10,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -22,6 +24,7 @@ from mlops_assets.store import (
     CorruptArtifactError,
     MissingArtifactError,
     StoreUnavailableError,
+    objects,
 )
 from mlops_assets.store.layout import folder_of
 from mlops_assets_tests.servers import free_port
@@ -214,6 +217,31 @@ def test_a_write_that_fails_leaves_nothing(store: ArtifactStore) -> None:
     with pytest.raises(StoreError, match="supported: tables"):
         store.write(KEY, object())
     assert list(store._objects.list("", recursive=True)) == []
+
+
+def test_an_error_of_the_disk_is_told_wherever_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large object is synced while it is written, and the system tells an error once."""
+    frame = pd.DataFrame(np.random.default_rng(0).random((100_000, 20)))
+    frame.columns = [f"x{number}" for number in range(20)]
+    monkeypatch.setattr(objects, "_SYNC_BYTES", 1024 * 1024)
+    sync = os.fsync
+    for failing in range(2):  # a sync meanwhile, and another one or that at the end
+        left = [None] * failing
+
+        def fails_once(file: int, left: list[None] = left) -> None:
+            if left:
+                left.pop()
+                return
+            monkeypatch.setattr(os, "fsync", sync)
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fails_once)
+        root = tmp_path / f"failing-{failing}"
+        with pytest.raises(StoreUnavailableError, match="Input/output error"):
+            ArtifactStore(str(root)).write(KEY, frame)
+        assert [path for path in root.rglob("*") if path.is_file()] == []
 
 
 def test_reading_in_a_kind_that_only_tables_have_is_refused(store: ArtifactStore) -> None:

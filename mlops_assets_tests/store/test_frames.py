@@ -234,6 +234,84 @@ def test_any_frame_of_storable_types_comes_back_exactly(
     assert content_of(back) == content_of(frame)
 
 
+def repetitive(rows: int = 5_000) -> dict[str, pd.Series]:
+    """Columns that are stored with dictionaries."""
+    words: Any = pd.Series([f"word {row * row % 7}" for row in range(rows)])
+    present = pd.Series(range(rows)) % 3 > 0
+    categories = [f"word {number}" for number in range(9, -1, -1)]
+    return {
+        "text": words,
+        "text with None": words.where(present, None),
+        "text with NaN": words.where(present, np.nan),
+        "text of which most is missing": words.where(present & (present.index > 4_000), None),
+        "text that is new later": words.where(words.index < 4_000, words + words.index.astype(str)),
+        "category": pd.Series(pd.Categorical(words.where(present), categories)),
+        "ordered": pd.Series(pd.Categorical(words, categories, ordered=True)),
+        "category of int": pd.Series(pd.Categorical(present.index % 7)),
+        "many categories": pd.Series(pd.Categorical(words, [*categories, *map(str, range(500))])),
+    }
+
+
+@pytest.fixture(params=[5_000, 1_000])
+def groups_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write row groups of so many rows, and read them one by one."""
+    monkeypatch.setattr(frames_module, "_READ_BYTES", 0)
+    monkeypatch.setattr(frames_module, "_GROUP_ROWS", (request.param, request.param))
+
+
+@pytest.mark.usefixtures("groups_of")
+@pytest.mark.parametrize("column", repetitive().values(), ids=repetitive().keys())
+def test_a_repetitive_column_comes_back_exactly(column: pd.Series, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    for frame in (pd.DataFrame({"x": column}), pd.DataFrame({"n": 1, "x": column, "m": 0.5})):
+        artifact = store.write(["a"], frame)
+        group = pq.ParquetFile(store.url_of(artifact)).metadata.row_group(0)
+        if column.dtype != "category" or "word 1" in column.cat.categories:
+            assert group.column(list(frame).index("x")).has_dictionary_page
+        assert_frame_equal(store.read(artifact), frame, check_exact=True)
+        assert [*map(type, store.read(artifact)["x"][:9])] == [*map(type, column[:9])]
+        text = store.read(artifact, "table").column("x")
+        assert text.to_pylist() == [None if pd.isna(value) else value for value in column]
+
+
+@pytest.mark.usefixtures("groups_of")
+def test_what_earlier_versions_wrote_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame(repetitive())
+    with monkeypatch.context() as patch:
+        patch.setattr(frames_module, "_with_dictionaries", lambda frame, schema, ways: schema)
+        patch.setattr(frames_module, "_WAYS", (frames_module._Way("ZSTD", dictionary=True),))
+        artifact = ArtifactStore(str(tmp_path)).write(["a"], frame)
+    assert_frame_equal(ArtifactStore(str(tmp_path)).read(artifact), frame, check_exact=True)
+
+
+@pytest.mark.usefixtures("groups_of")
+def test_bytes_of_a_frame_do_not_depend_on_its_layout_or_on_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = pd.DataFrame({**repetitive(), "n": range(5_000), "m": range(5_000)})
+    contents = {content_of(frame) for _ in range(3)}
+    contents.add(content_of(pd.DataFrame({name: frame[name].copy() for name in frame})))
+    monkeypatch.setattr(frames_module, "_made_ahead", iter)
+    contents.add(content_of(frame))
+    assert len(contents) == 1
+    rows = np.random.default_rng(0).random((5_000, 3))
+    strided, contiguous = pd.DataFrame(rows), pd.DataFrame(dict(enumerate(rows.T.copy())))
+    names = ["x", "y", "z"]
+    assert content_of(strided.set_axis(names, axis=1)) == content_of(
+        contiguous.set_axis(names, axis=1)
+    )
+
+
+def test_whole_numbers_that_grow_are_stored_as_their_differences(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": range(50_000), "at": pd.date_range("2026", periods=50_000)})
+    store = ArtifactStore(str(tmp_path))
+    artifact = store.write(["a"], frame)
+    assert artifact.size < 20_000
+    assert_frame_equal(store.read(artifact), frame, check_exact=True)
+
+
 @pytest.mark.usefixtures("reading")
 def test_a_loaded_frame_can_be_changed_in_place(tmp_path: Path) -> None:
     back = there_and_back(pd.DataFrame({"x": [1.0, 2.0], "y": [1, 2], "z": ["a", "b"]}), tmp_path)
