@@ -25,7 +25,7 @@ from benchmarks.measure import machine
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
-CASES = ("reuse", "chain", "frames", "score", "load", "backfill", "executors")
+CASES = ("reuse", "chain", "frames", "score", "load", "backfill", "executors", "peers")
 """Modules beside this one with `measure(rounds)` and `report(results)`."""
 
 
