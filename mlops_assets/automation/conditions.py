@@ -35,6 +35,7 @@ from mlops_assets.dagster_internals.automation import (
     result,
     tick_log,
 )
+from mlops_assets.dagster_internals.many_assets import changing
 
 if TYPE_CHECKING:
     from mlops_assets.dagster_internals.automation import CoercibleToAssetSelection
@@ -70,12 +71,10 @@ def reuse_condition(
 
 
 def automated(assets: AssetsDefinition) -> AssetsDefinition:
-    """Return assets with `reuse_condition`; an observable source is returned as it is."""
+    """Give assets that were just made `reuse_condition`; an observable source stays as it is."""
     if not assets.is_materializable:
         return assets
-    return assets.map_asset_specs(
-        lambda spec: spec.replace_attributes(automation_condition=_condition_of(spec))
-    )
+    return changing(assets, lambda spec: {"automation_condition": _condition_of(spec)})
 
 
 def _condition_of(spec: AssetSpec) -> AutomationCondition[AssetKey]:

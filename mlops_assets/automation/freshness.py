@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dagster import AssetKey, DagsterInstance, FreshnessPolicy
 
 from mlops_assets.assets.common import key_of
+from mlops_assets.dagster_internals.many_assets import changing
 from mlops_assets.dagster_internals.ticks import ticks_after
 from mlops_assets.durations import in_words
 from mlops_assets.spec import PipelineSpec, Timing
@@ -36,9 +37,9 @@ _TICKS, _YEARS = 1500, timedelta(days=10 * 366)
 
 
 def with_freshness(assets: AssetsDefinition, spec: Pipeline) -> AssetsDefinition:
-    """Return assets with a policy for `p/model` and `p/predictions`, or for the last steps.
+    """Give assets that were just made a policy: `p/model` and `p/predictions`, or the last steps.
 
-    Others are returned as they are.
+    Others stay as they are.
     """
     windows = {key_of(spec, asset): main_window(spec) for asset in spec.kept_fresh}
     if isinstance(spec, PipelineSpec) and spec.score is not None:
@@ -50,9 +51,7 @@ def with_freshness(assets: AssetsDefinition, spec: Pipeline) -> AssetsDefinition
     }
     if policies.keys().isdisjoint(assets.keys):
         return assets
-    return assets.map_asset_specs(
-        lambda one: one.replace_attributes(freshness_policy=policies.get(one.key))
-    )
+    return changing(assets, lambda one: {"freshness_policy": policies.get(one.key)})
 
 
 def main_window(spec: Pipeline) -> timedelta | None:

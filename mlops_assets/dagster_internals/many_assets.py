@@ -2,7 +2,8 @@
 
 Dagster looks at every asset and every check of a code location for each job and for each automation
 sensor, so that a job and a sensor for each pipeline cost the square of the pipelines; and it looks
-some twenty times at the annotations of each function. What comes out is the same here.
+some twenty times at the annotations of each function; and it checks all attributes of an asset anew
+when one of them changes. What comes out is the same here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 if TYPE_CHECKING:
     from collections.abc import Set
 
-    from dagster import ExecutorDefinition, JobDefinition, ResourceDefinition
+    from dagster import (
+        AssetsDefinition,
+        AssetSpec,
+        ExecutorDefinition,
+        JobDefinition,
+        ResourceDefinition,
+    )
     from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -78,6 +85,26 @@ class _Exactly(KeysAssetSelection):
 def exactly(keys: Iterable[AssetKey]) -> AssetSelection:
     """Return the selection that `AssetSelection.assets` makes of these assets."""
     return _Exactly(selected_keys=list(keys))
+
+
+def changing(
+    assets: AssetsDefinition, change: Callable[[AssetSpec], Mapping[str, Any]]
+) -> AssetsDefinition:
+    """Give assets that were just made other attributes, in place, and return them.
+
+    `AssetsDefinition.map_asset_specs` checks all attributes anew, and makes another definition.
+
+    Parameters
+    ----------
+    assets : AssetsDefinition
+        Made by who calls this, and known to nobody else.
+    change : callable
+        Returns the attributes of an asset's spec that are to be others, by name.
+    """
+    specs = cast(Any, assets)._specs_by_key
+    for key, spec in specs.items():
+        specs[key] = spec._replace(**change(spec))
+    return assets
 
 
 def with_signature(function: _Function) -> _Function:

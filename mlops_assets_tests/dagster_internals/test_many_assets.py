@@ -12,6 +12,8 @@ from dagster import (
     AssetOut,
     AssetsDefinition,
     AssetSelection,
+    AssetSpec,
+    AutomationCondition,
     Definitions,
     Output,
     asset,
@@ -21,7 +23,12 @@ from dagster import (
 )
 from dagster._core.decorator_utils import get_type_hints
 
-from mlops_assets.dagster_internals.many_assets import asset_job, exactly, with_signature
+from mlops_assets.dagster_internals.many_assets import (
+    asset_job,
+    changing,
+    exactly,
+    with_signature,
+)
 from mlops_assets_tests.counting import calls_of
 
 
@@ -54,6 +61,18 @@ def project(pipelines: int) -> Definitions:
     return Definitions(
         [one for name in names for one in pipeline(name, *filter(None, [above.get(name)]))]
     )
+
+
+def test_attributes_changed_in_place_are_those_of_dagsters_copy() -> None:
+    def owned(spec: AssetSpec) -> dict[str, Any]:
+        return {"owners": ["team:ml"], "automation_condition": AutomationCondition.eager()}
+
+    for one in pipeline("p", AssetKey("above"))[:2]:
+        copied = one.map_asset_specs(lambda spec: spec.replace_attributes(**owned(spec)))
+
+        assert changing(one, owned) is one
+        assert list(one.specs) == list(copied.specs)
+        assert one.automation_conditions_by_key == copied.automation_conditions_by_key
 
 
 def keys(name: str) -> list[AssetKey]:
