@@ -97,11 +97,11 @@ OURS: dict[str, set[str]] = {
     "mlops --help": {"cli", "errors"},
     "unchanged mlops run": {
         *("cli", "cli.planning", "cli.summary", "code_version", "cron", "dagster_internals"),
-        *("dagster_internals.database", "durations", "errors", "estimators", "memory", "ml"),
+        *("dagster_internals.database", "durations", "errors", "estimators", "ml"),
         *("ml.files", "pipeline_file", "plan", "processes", "scorers", "settings", "source"),
         *("spec", "stages", "store", "store.artifacts", "store.boosters", "store.champions"),
-        *("store.codecs", "store.frames", "store.layout", "store.memo", "store.models"),
-        *("store.objects", "store.records", "store.trusted_types", "wording"),
+        *("store.codecs", "store.layout", "store.memo", "store.models"),
+        *("store.objects", "store.records", "store.tables", "store.trusted_types", "wording"),
     },
 }
 """Modules of this package that are imported."""

@@ -1,6 +1,6 @@
 """From values to files and back: the registry of formats, and the small formats themselves.
 
-A codec is deterministic: equal values give equal bytes, in any process. Tables are in `frames`,
+A codec is deterministic: equal values give equal bytes, in any process. Tables are in `tables`,
 models in `models`. Nothing is ever unpickled; a value of a kind that isn't listed here is refused.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from mlops_assets.errors import StoreError
-from mlops_assets.store.frames import ParquetCodec
 from mlops_assets.store.models import SkopsCodec, is_model
+from mlops_assets.store.tables import ParquetCodec
 
 Kind = Literal["frame", "table", "batches"]
 

@@ -25,8 +25,7 @@ from pandas.testing import assert_frame_equal
 
 from mlops_assets.errors import StoreError
 from mlops_assets.store import ArtifactStore
-from mlops_assets.store import frames as frames_module
-from mlops_assets.store.frames import ParquetCodec
+from mlops_assets.store.tables import ParquetCodec, encodings
 
 
 def content_of(value: Any) -> bytes:
@@ -42,12 +41,15 @@ def there_and_back(value: Any, folder: Path, as_: Any = None) -> Any:
     return store.read(store.write(["a"], value), as_)
 
 
+TABLES = "mlops_assets.store.tables"
+
+
 @pytest.fixture(params=["as a whole", "part by part"])
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read small frames as such, and as if they were large, with a row group for each row."""
     if request.param == "part by part":
-        monkeypatch.setattr(frames_module, "_READ_BYTES", 0)
-        monkeypatch.setattr(frames_module, "_GROUP_ROWS", (1, 1))
+        monkeypatch.setattr(f"{TABLES}.reading._READ_BYTES", 0)
+        monkeypatch.setattr(f"{TABLES}.batches._GROUP_ROWS", (1, 1))
 
 
 def series(*values: Any, dtype: Any = None) -> pd.Series:
@@ -255,8 +257,8 @@ def repetitive(rows: int = 5_000) -> dict[str, pd.Series]:
 @pytest.fixture(params=[5_000, 1_000])
 def groups_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write row groups of so many rows, and read them one by one."""
-    monkeypatch.setattr(frames_module, "_READ_BYTES", 0)
-    monkeypatch.setattr(frames_module, "_GROUP_ROWS", (request.param, request.param))
+    monkeypatch.setattr(f"{TABLES}.reading._READ_BYTES", 0)
+    monkeypatch.setattr(f"{TABLES}.batches._GROUP_ROWS", (request.param, request.param))
 
 
 @pytest.mark.usefixtures("groups_of")
@@ -280,8 +282,8 @@ def test_what_earlier_versions_wrote_comes_back(
 ) -> None:
     frame = pd.DataFrame(repetitive())
     with monkeypatch.context() as patch:
-        patch.setattr(frames_module, "_with_dictionaries", lambda frame, schema, ways: schema)
-        patch.setattr(frames_module, "_WAYS", (frames_module._Way("ZSTD", dictionary=True),))
+        patch.setattr(f"{TABLES}.writing.with_dictionaries", lambda frame, schema, ways: schema)
+        patch.setattr(encodings, "_WAYS", (encodings.Way("ZSTD", dictionary=True),))
         artifact = ArtifactStore(str(tmp_path)).write(["a"], frame)
     assert_frame_equal(ArtifactStore(str(tmp_path)).read(artifact), frame, check_exact=True)
 
@@ -293,7 +295,7 @@ def test_bytes_of_a_frame_do_not_depend_on_its_layout_or_on_threads(
     frame = pd.DataFrame({**repetitive(), "n": range(5_000), "m": range(5_000)})
     contents = {content_of(frame) for _ in range(3)}
     contents.add(content_of(pd.DataFrame({name: frame[name].copy() for name in frame})))
-    monkeypatch.setattr(frames_module, "_made_ahead", iter)
+    monkeypatch.setattr(f"{TABLES}.writing._made_ahead", iter)
     contents.add(content_of(frame))
     assert len(contents) == 1
     rows = np.random.default_rng(0).random((5_000, 3))
