@@ -4,7 +4,7 @@ BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.mlops/dagster
 export DAGSTER_DISABLE_TELEMETRY ?= yes
 
-.PHONY: help setup run test test-browser faults bench dev check lock audit sbom clean
+.PHONY: help setup run test test-browser faults bench peers dev check lock audit sbom clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
@@ -43,6 +43,9 @@ faults: setup  ## inject FAULTS (5) times the faults of `make test`, and write d
 ROUNDS ?= 5
 bench: setup  ## measure everything in ROUNDS (5) rounds, and write docs/benchmarks.md anew
 	$(BIN)/python -m benchmarks --rounds $(ROUNDS)
+
+peers: setup  ## install the other tools that `make bench` compares with (2 GB)
+	$(BIN)/python -m benchmarks.peers --install
 
 dev: setup .mlops/dagster/dagster.yaml  ## the Dagster UI on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml

@@ -74,7 +74,7 @@ def fields(lowest, highest, names=()):
     ).map(" ".join)
     | st.text(max_size=20)
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_what_is_accepted_is_accepted_by_dagster(text):
     from dagster._utils.schedules import is_valid_cron_schedule
 

@@ -700,13 +700,13 @@ def folder(tmp_path_factory):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_a_pipeline_or_a_reported_mistake(folder, content):
     load_anything(folder, content)
 
 
 @given(st.text(alphabet=" \n\t-:,[]{}#&*!|>'\"%@`abc01_.\\é", max_size=60))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example("? a")
 @example("%YAML 1.3\n---\na: 1")
 @example("a: 1\n...\nb")
@@ -719,7 +719,7 @@ def test_any_text_is_a_pipeline_or_a_reported_mistake(folder, text):
 @given(
     st.dictionaries(st.sampled_from(list(json_schema()["properties"])) | SCALARS, TREES, max_size=6)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_structure_is_a_pipeline_or_a_reported_mistake(folder, tree):
     load_anything(folder, yaml.safe_dump(tree, allow_unicode=True).encode())
 

@@ -549,7 +549,7 @@ CHANGES = st.tuples(
 
 
 @pytest.mark.parametrize("partitions", [None, StaticPartitionsDefinition(["one", "two"])])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(changes=st.lists(CHANGES, max_size=5))
 def test_after_any_changes_it_ends_with_all_fresh_in_the_eyes_of_dagster_and_no_request(
     partitions: PartitionsDefinition | None, changes: list[tuple[str, str, str, str]]

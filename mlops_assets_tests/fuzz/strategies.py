@@ -34,7 +34,6 @@ def examples(count: int, *, shrink: bool = True) -> settings:
         max_examples=max(count, round(count * SECONDS / _USUAL_SECONDS)),
         derandomize=not SECONDS,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
 

@@ -698,7 +698,7 @@ _csv_texts = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     text=_csv_texts,
     kind=st.sampled_from(["number", "category", "boolean", "datetime", "text", None]),
@@ -726,7 +726,7 @@ _json_values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from(["x", "y", "\u2028"]), _json_values), max_size=4)
 )
@@ -743,7 +743,7 @@ def test_any_json_lines_are_read_or_refused_with_a_data_error(
         assert len(frame) == len(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.binary(max_size=60), suffix=st.sampled_from(["parquet", "csv.gz", "jsonl", "csv"])
 )

@@ -142,9 +142,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_csv_scores_exactly_as_it_would_have_been_trained_on(
     model: TrainedModel, tmp_path: Path, rows: list[tuple[str, ...]]
 ) -> None:
@@ -273,9 +271,7 @@ def test_a_half_written_file_is_refused_wherever_it_ends(
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @given(content=st.binary(max_size=200))
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rubbish_is_refused_in_words(
     model: TrainedModel, tmp_path: Path, suffix: str, content: bytes
 ) -> None:

@@ -96,7 +96,7 @@ _rows = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rows=_rows,
     test_size=st.floats(0.05, 0.95),

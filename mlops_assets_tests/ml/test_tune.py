@@ -233,7 +233,6 @@ def test_importances_sum_to_one_and_need_some_trials(mixed: pd.DataFrame) -> Non
 numbers = st.integers(-100, 100) | st.floats(-100, 100).map(lambda number: round(number, 3))
 
 
-@settings(deadline=None)  # the first one imports Optuna
 @given(low=numbers, high=numbers, log=st.booleans(), step=st.none() | numbers)
 def test_every_range_that_a_pipeline_file_may_have_is_one_that_optuna_takes_as_it_is(
     low: float, high: float, log: bool, step: float | None
@@ -249,7 +248,7 @@ def test_every_range_that_a_pipeline_file_may_have_is_one_that_optuna_takes_as_i
     assert made.step == (step if step is not None or not search.is_whole else 1)
 
 
-@settings(deadline=None, max_examples=25)  # each trains models
+@settings(max_examples=25)  # each trains models
 @given(
     choices=st.lists(
         st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers(), max_size=2),

@@ -133,9 +133,7 @@ def test_half_a_figure_is_refused(content: bytes) -> None:
         content_of(content)
 
 
-@settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=100))
 def test_any_other_bytes_are_refused_by_every_format(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x"

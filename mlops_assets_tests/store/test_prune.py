@@ -551,7 +551,7 @@ def input_paths(computed: Computed, by_place: dict[tuple[str, str], str]) -> set
     return {by_place[it] for it in computed.inputs.items() if it in by_place}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(nodes, max_size=20),
     st.lists(st.tuples(st.sampled_from(["laptop", "ci"]), st.integers(0, 19)), max_size=6),

@@ -224,9 +224,7 @@ def frames(draw: st.DrawFn) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("reading")
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frame=frames())
 def test_any_frame_of_storable_types_comes_back_exactly(
     frame: pd.DataFrame, tmp_path: Path
@@ -484,9 +482,7 @@ def test_facts_describe_a_frame_in_plain_json(local: ArtifactStore) -> None:
     local.put_record(".facts/a.json", facts)
 
 
-@settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200), cut=st.integers(0, 3000))
 def test_any_other_bytes_are_refused(content: bytes, cut: int, tmp_path: Path) -> None:
     whole = content_of(pd.DataFrame({"x": [1, 2], "c": pd.Categorical(["a", "b"])}))
