@@ -6,6 +6,7 @@ nor pandas nor MLflow: steps import them when they run.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -121,7 +122,12 @@ def _broken(name: str, error: PipelineFileError) -> AssetSpec:
 
 
 def _build_lasting_defs() -> Definitions:
-    """Build what stays as long as the process: looking through it for garbage was a quarter."""
+    """Build what stays as long as the process: looking through it for garbage was a quarter.
+
+    At the end of the process it would be looked through again, for a second with all that was
+    imported meanwhile.
+    """
+    atexit.register(gc.freeze)
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -49,6 +49,17 @@ def test_the_store_and_the_pipeline_files_do_without_dagster() -> None:
     assert loaded_after(statement).isdisjoint({*HEAVY, "dagster"})
 
 
+def test_a_process_of_the_code_location_ends_without_looking_for_garbage() -> None:
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() - before))
+import mlops_assets.definitions
+before, kept = gc.get_freeze_count(), [[] for _ in range(10_000)]
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) >= 10_000
+
+
 def test_a_pipeline_file_becomes_a_lineage_graph_with_job_and_schedule(project: Project) -> None:
     project.add_shipped("churn")
     definitions = project.definitions()
