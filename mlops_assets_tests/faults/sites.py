@@ -134,8 +134,12 @@ class Site:
         unfinished = [run for run in began if not run.is_finished]
         assert not unfinished, f"{unfinished}\n{command.output}"
         self.tracking_is_consistent()
-        (self.folder / "before.txt").write_text("\n".join(run.run_id for run in self.runs()))
+        self.leave_runs_out()
         return report
+
+    def leave_runs_out(self) -> None:
+        """Have the runs so far count as none that has made anything here from what is there now."""
+        (self.folder / "before.txt").write_text("\n".join(run.run_id for run in self.runs()))
 
     def _current(self, run: DagsterRun) -> set[str]:
         """Return what a run has made from the inputs of today; none of the trained template's."""

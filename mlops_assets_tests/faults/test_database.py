@@ -160,6 +160,7 @@ def test_postgresql_that_goes_away_in_a_run_is_survived_or_ends_the_run(
             configuration = yaml.safe_load((site.home / "dagster.yaml").read_text())
             configuration["storage"] = {"postgres": {"postgres_url": server.url}}
             (site.home / "dagster.yaml").write_text(yaml.safe_dump(configuration))
+            site.leave_runs_out()  # those of earlier trials, with stores of their own
             site.set_params(1000 + int(10_000 * trial.random.random()))
             site.edit(rows=121 + trial.number)
             command = site.start(*RUN)
