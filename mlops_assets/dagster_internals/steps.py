@@ -211,7 +211,7 @@ def input_versions(step: StepExecutionContext) -> dict[AssetKey, str | dict[str,
 
 
 def _look_at_inputs(step: StepExecutionContext) -> None:
-    """Ask for the versions of all inputs of a step at once, if nobody has; a run asks anew."""
+    """Ask for the versions of all inputs of a step at once, if nobody has."""
     if not step.is_external_input_asset_version_info_loaded:
         step.fetch_external_input_asset_version_info()
 

@@ -85,7 +85,7 @@ class Champions:
     def current(self) -> Champion | None:
         """The champion; None before the first promotion."""
         numbers = self._recorded() | self._copied()
-        return self._load(max(numbers)) if numbers else None
+        return self.numbered(max(numbers)) if numbers else None
 
     def numbered(self, number: int) -> Champion:
         """A promotion of which the number is known, in one request.
@@ -93,15 +93,25 @@ class Champions:
         Raises
         ------
         StoreError
-            Its record is missing or damaged.
+            Its record and its copy are missing or damaged.
         """
-        return self._load(number)
+        path = self._path(number)
+        try:
+            record, champion = self._read(path)
+        except (MissingArtifactError, CorruptArtifactError) as error:
+            try:
+                record, champion = self._read(self._copy(number))
+            except (MissingArtifactError, CorruptArtifactError):
+                raise error from None
+            with suppress(StoreError, OSError):  # where nothing may be written, the copy will do
+                self.store.put_record(path, record)
+        return champion
 
     def history(self) -> list[Champion]:
         """All promotions, the first one first."""
         recorded, copied = self._recorded(), self._copied()
         with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(self._load, sorted(recorded | copied)))
+            found = list(pool.map(self.numbered, sorted(recorded | copied)))
         for one in found:
             if one.number not in copied:  # whoever made it died before that
                 self._keep_copy(one)
@@ -121,8 +131,8 @@ class Champions:
         number = (champion.restores or champion.number) - 1
         if not number:
             return None
-        found = self._load(number)
-        return self._load(found.restores) if found.restores else found
+        found = self.numbered(number)
+        return self.numbered(found.restores) if found.restores else found
 
     def promote(
         self,
@@ -183,19 +193,6 @@ class Champions:
 
     def _copied(self) -> set[int]:
         return _numbers(self.store.list_records(f".copies/{self.pipeline}"))
-
-    def _load(self, number: int) -> Champion:
-        path = self._path(number)
-        try:
-            record, champion = self._read(path)
-        except (MissingArtifactError, CorruptArtifactError) as error:
-            try:
-                record, champion = self._read(self._copy(number))
-            except (MissingArtifactError, CorruptArtifactError):
-                raise error from None
-            with suppress(StoreError, OSError):  # where nothing may be written, the copy will do
-                self.store.put_record(path, record)
-        return champion
 
     def _read(self, path: str) -> tuple[dict[str, Any], Champion]:
         record = self.store.get_record(path)
