@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterEvent
 
 
+_TOLD = frozenset(
+    {
+        DagsterEventType.STEP_START,
+        DagsterEventType.STEP_RESTARTED,
+        DagsterEventType.ASSET_MATERIALIZATION,
+        DagsterEventType.ASSET_CHECK_EVALUATION,
+        DagsterEventType.STEP_UP_FOR_RETRY,
+        DagsterEventType.STEP_FAILURE,
+        DagsterEventType.STEP_SUCCESS,
+    }
+)
+
+
 class ProgressHandler(logging.Handler):
     """Prints what a person waiting for a run wants to know.
 
@@ -44,8 +57,15 @@ class ProgressHandler(logging.Handler):
         """Print the line for one of Dagster's events, or what a step has said.
 
         Of a step only warnings; of the parts of a graph everything. Nothing of what never begins,
-        because something that it needs has failed: the summary counts that.
+        because something that it needs has failed: the summary counts that. A terminal that went
+        away fails no step.
         """
+        try:
+            self._emit(record)
+        except Exception:
+            self.handleError(record)
+
+    def _emit(self, record: logging.LogRecord) -> None:
         event: DagsterEvent | None = getattr(record, "dagster_event", None)
         if event is not None:
             self._emit_event(event)
@@ -61,20 +81,16 @@ class ProgressHandler(logging.Handler):
 
     def _emit_event(self, event: DagsterEvent) -> None:
         step, _, part = (event.step_key or "").partition(".")
-        if step not in self._steps:
+        if step not in self._steps or event.event_type not in _TOLD:
             return
-        if event.is_step_start:
-            self._begun_parts.add(str(event.step_key))
+        self._begun_parts.add(str(event.step_key))
         # a graph begins with the first of its parts and ends with the one that makes its asset
-        begun, made = step in self._begun, step in self._made
-        if part and ((event.is_step_start and begun) or (event.is_step_success and not made)):
+        if part and event.is_step_success and step not in self._made:
             return
-        if event.is_step_start:
-            self._position += 1
-            self._begun[step] = monotonic()
-            names = ", ".join(key.to_user_string() for key in self._steps[step])
-            self._echo(f"[{self._position:>{self._width}}/{len(self._steps)}] {names}")
-        elif event.is_step_materialization:
+        # an attempt may fail before it begins: when the database cannot be reached
+        if step not in self._begun:
+            self._begin(step)
+        if event.is_step_materialization:
             self._made.add(step)
             self._echo(f"        {_facts(event.step_materialization_data.materialization)}")
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
@@ -89,14 +105,22 @@ class ProgressHandler(logging.Handler):
             message = cause.message if cause else "failed"
             if cause and cause.cls_name == "Failure":  # explained: its class says nothing more
                 message = message.partition(": ")[2]
-            self._position -= 0 if part else 1
             self._echo(f"        retried: {first_line(message)}")
+            if not part:
+                del self._begun[step]
+                self._position -= 1
         elif event.is_step_failure:
             self._echo(
                 f"        FAILED: {first_line(reason_of(event, self._broken.get(step, ())))}"
             )
         elif event.is_step_success:
             self._echo(f"        done in {monotonic() - self._begun[step]:.1f} s")
+
+    def _begin(self, step: str) -> None:
+        self._position += 1
+        self._begun[step] = monotonic()
+        names = ", ".join(key.to_user_string() for key in self._steps[step])
+        self._echo(f"[{self._position:>{self._width}}/{len(self._steps)}] {names}")
 
     @property
     def _width(self) -> int:

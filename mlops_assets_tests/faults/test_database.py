@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -129,11 +129,15 @@ def cut(server: Postgres) -> None:
 
 def pause(server: Postgres) -> None:
     pids = server.pids()
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    send(pids, signal.SIGSTOP)
     time.sleep(2)
+    send(pids, signal.SIGCONT)
+
+
+def send(pids: list[int], signal_number: signal.Signals) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # it has ended because its client has
+            os.kill(pid, signal_number)
 
 
 def restart(server: Postgres, mode: str) -> None:
