@@ -13,7 +13,7 @@ reads; both find the file in the page cache. Times are without imports and witho
 The peak of memory is the largest resident set, less what it was before there was a frame, over the
 frame's size; a text that is repeated is one object and counts as pointers.
 
-The server is moto's, or the one of `MLOPS_TEST_S3_ENDPOINT_URL`.
+The S3-compatible server is the fastest one that `benchmarks.s3` finds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 from benchmarks.measure import Spread, machine, table
-from benchmarks.reuse import BUCKET, s3_server
+from benchmarks.s3 import BUCKET, ENDPOINT, s3_servers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,8 @@ def measure(rounds: int, megabytes: int = 1000) -> dict[str, Any]:
     measured: dict[str, Any] = {"rounds": rounds, "megabytes": megabytes}
     with TemporaryDirectory(dir=ROOT) as name:
         measured["local"] = _rounds("local", LOCAL, Path(name), rounds, megabytes)
-        with _server(Path(name, "requests.log")):
+        measured["server"], server = list(s3_servers(Path(name)).items())[-1]
+        with server as endpoint, patch.dict(os.environ, {ENDPOINT: endpoint}):
             measured["S3"] = _rounds("S3", REMOTE, Path(name), rounds, megabytes)
     return measured
 
@@ -97,19 +98,21 @@ def measure(rounds: int, megabytes: int = 1000) -> dict[str, Any]:
 def report(results: dict[str, Any]) -> str:
     """Write the results as Markdown."""
     rows = []
+    places = {"local": "local", "S3": f"S3 ({results['server']})"}
     for place, goal in GOALS.items():
         for case, ways in results[place].items():
             store = _seconds(ways["store"])
             for way, told in ways.items():
                 rows.append(
                     (
-                        f"{CASES[case]}, {place}",
+                        f"{CASES[case]}, {places[place]}",
                         (LOCAL | REMOTE)[way],
                         told["write"],
                         told["sync"] if way == "pyarrow" else "",
                         told["read"],
                         f"{results['megabytes'] / _seconds(told):.0f}",
-                        "" if way == "store" else f"{_seconds(told) / store:.2f} (goal {goal})",
+                        "" if way == "store" else f"{_seconds(told) / store:.2f}",
+                        goal if way in ("pyarrow", "client") else "",
                         f"{_seconds(told, 'sync') / store:.2f}" if way == "pyarrow" else "",
                         told["cpu"],
                         *(
@@ -119,7 +122,7 @@ def report(results: dict[str, Any]) -> str:
                     )
                 )
     header = ["frame", "way", "write s", "sync s", "read s", "MB/s, write and read"]
-    header += ["the store's speed over it", "with its sync", "CPU s"]
+    header += ["the store's speed over it", "goal", "with its sync", "CPU s"]
     header += ["peak, writing", "reading", "both"]
     return table(header, rows)
 
@@ -163,20 +166,6 @@ def _in_a_process(way: str, case: str, folder: Path, what: str, megabytes: int) 
         raise SystemExit(done.stderr[-5000:])
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
-
-
-@contextmanager
-def _server(log: Path) -> Iterator[None]:
-    """Name an S3-compatible server in the environment of all processes."""
-    if "MLOPS_TEST_S3_ENDPOINT_URL" in os.environ:
-        yield
-        return
-    with s3_server(log) as (endpoint, _):
-        os.environ["MLOPS_TEST_S3_ENDPOINT_URL"] = endpoint
-        try:
-            yield
-        finally:
-            del os.environ["MLOPS_TEST_S3_ENDPOINT_URL"]
 
 
 # --- in a process of its own --------------------------------------------------------------------
@@ -293,14 +282,14 @@ def _pyarrow(folder: Path, case: str) -> Way:
 
 
 def _remote_store(folder: Path, case: str) -> Way:
-    endpoint = os.environ["MLOPS_TEST_S3_ENDPOINT_URL"]
+    endpoint = os.environ[ENDPOINT]
     return _store(f"s3://{BUCKET}/{folder.name}", endpoint, folder / "version")
 
 
 def _raw_client() -> ObjectStore:
     from obstore.store import S3Store
 
-    endpoint = os.environ["MLOPS_TEST_S3_ENDPOINT_URL"]
+    endpoint = os.environ[ENDPOINT]
     options = {"allow_http": True, "timeout": "600s"}
     return S3Store(BUCKET, endpoint=endpoint, client_options=options)  # type: ignore[arg-type]
 

@@ -7,10 +7,8 @@ Run it from the project's folder, on a machine that does nothing else::
 The job is the shipped `iris` pipeline, and what it is compared with is `bare_iris`, the same work
 as a plain script. Every command is a process of its own, measured from its start to its end.
 
-Decisions are made on a local store and on S3: on moto's server, which is written in Python and
-answers some hundreds of requests a second, and on versitygw where that is installed; or else on the
-server of `MLOPS_TEST_S3_ENDPOINT_URL`, which has a bucket `benchmark`, with the credentials of the
-environment. A server is `far` away when each request takes that much longer.
+Decisions are made on a local store and on the servers of `benchmarks.s3`. One is `far` away when
+each request takes that much longer.
 """
 
 from __future__ import annotations
@@ -24,20 +22,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import obstore
 
 from benchmarks.measure import Cost, Spread, cost_of, processes_started, table
+from benchmarks.s3 import BUCKET, MOTO, s3_servers
 from mlops_assets.code_version import look_again
 from mlops_assets.pipeline_file import load_pipelines
 from mlops_assets.plan import READERS, plan_pipelines
@@ -46,7 +43,6 @@ from mlops_assets.stages import stages
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.champions import Champions
 from mlops_assets.store.memo import Computation, Computed, Memo, Outside
-from mlops_assets_tests.servers import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 MLOPS = str(Path(sys.executable).with_name("mlops"))
@@ -58,8 +54,6 @@ FRESH, CREATED = "MLflow's database to be created", "MLflow's database there"
 GOALS = {FIRST: "1.25", UNCHANGED: "0.15, and 0.65 s"}
 
 PIPELINES = 167  # of 6 assets each: 1,002 decisions
-BUCKET = "benchmark"
-MOTO = "moto"
 FAR = 0.02  # seconds that a request takes longer
 REQUESTS = ("head", "get", "get_range", "list", "list_with_delimiter")
 CHEAP = """\
@@ -338,73 +332,6 @@ def hand_on_to(
                 run_id=computed.run_id,
                 seconds=computed.seconds,
             )
-
-
-def s3_servers(folder: Path) -> dict[str, AbstractContextManager[str]]:
-    """Return the S3-compatible servers that there are here, each gives its URL."""
-    if given := os.environ.get("MLOPS_TEST_S3_ENDPOINT_URL"):
-        return {named(given): nullcontext(given)}
-    servers: dict[str, AbstractContextManager[str]] = {MOTO: moto(folder)}
-    if shutil.which("versitygw"):
-        servers["versitygw"] = versitygw(folder)
-    return servers
-
-
-def named(endpoint: str) -> str:
-    """Return what a server calls itself, which it does when it refuses a request, too."""
-    try:
-        with urlopen(endpoint) as answer:
-            headers = answer.headers
-    except HTTPError as error:
-        headers = error.headers
-    return str(headers.get("Server", endpoint))
-
-
-@contextmanager
-def moto(folder: Path) -> Iterator[str]:
-    """Start moto's server, in Python."""
-    with s3_server(folder / "requests.log") as (endpoint, _):
-        yield endpoint
-
-
-@contextmanager
-def versitygw(folder: Path) -> Iterator[str]:
-    """Start a gateway, in Go, to a folder: each folder in it is a bucket."""
-    buckets = folder / "buckets"
-    (buckets / BUCKET).mkdir(parents=True)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    port = free_port()
-    command = ["versitygw", "--quiet", "--port", f"127.0.0.1:{port}", "posix"]
-    server = subprocess.Popen(
-        [*command, str(buckets)],
-        env={**os.environ, "ROOT_ACCESS_KEY": "testing", "ROOT_SECRET_KEY": "testing"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@contextmanager
-def s3_server(log: Path) -> Iterator[tuple[str, Callable[[], int]]]:
-    """Start an S3-compatible server with a bucket; gives its URL and a count of its requests."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    port = free_port()
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=file, stderr=file)
-        try:
-            wait_for(port)
-            endpoint = f"http://127.0.0.1:{port}"
-            urlopen(Request(f"{endpoint}/{BUCKET}", method="PUT")).close()
-            yield endpoint, lambda: len(re.findall('"(?:GET|HEAD|PUT|POST) ', log.read_text()))
-        finally:
-            server.terminate()
-            server.wait()
 
 
 # --- telling ------------------------------------------------------------------------------------
