@@ -9,7 +9,7 @@ import pytest
 
 from mlops_assets_tests.faults.sites import Sites
 from mlops_assets_tests.faults.trials import Trials
-from mlops_assets_tests.faults.warm import Warm
+from mlops_assets_tests.warm import warm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,14 +24,7 @@ def trials(record_property: Callable[[str, object], None]) -> Trials:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    started = Warm()
-    yield started
-    started.stop()
-
-
-@pytest.fixture(scope="session")
-def sites(warm: Warm, _empty_tracking_database: Path) -> Iterator[Sites]:
-    made = Sites(warm, _empty_tracking_database)
+def sites(_empty_tracking_database: Path) -> Iterator[Sites]:
+    made = Sites(warm(), _empty_tracking_database)
     yield made
     made.delete()

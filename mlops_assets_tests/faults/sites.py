@@ -24,7 +24,7 @@ from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus
 
 from mlops_assets.store.layout import parse_object_path
 from mlops_assets_tests.conftest import CUSTOMERS, write_customers
-from mlops_assets_tests.faults.warm import Command, Warm
+from mlops_assets_tests.warm import Command, Warm
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = "customers"

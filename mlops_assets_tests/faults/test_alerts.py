@@ -13,7 +13,7 @@ from dagster import DagsterInstance, job, op
 from mlops_assets_tests.automation.channels import Webhook
 from mlops_assets_tests.faults.sites import Site, Sites
 from mlops_assets_tests.faults.trials import Trials
-from mlops_assets_tests.faults.warm import Command
+from mlops_assets_tests.warm import Command
 
 
 @pytest.fixture

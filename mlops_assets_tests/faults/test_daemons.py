@@ -20,8 +20,8 @@ from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from mlops_assets_tests.faults.sites import Site, Sites
 from mlops_assets_tests.faults.trials import Trials
-from mlops_assets_tests.faults.warm import Command
 from mlops_assets_tests.servers import free_port, wait_for
+from mlops_assets_tests.warm import Command
 
 pytestmark = pytest.mark.daemon
 

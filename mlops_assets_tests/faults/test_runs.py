@@ -14,7 +14,7 @@ from mlops_assets.store.io_manager import StoreIOManager
 from mlops_assets_tests.conftest import CUSTOMERS, write_customers
 from mlops_assets_tests.faults.sites import JOB, RUN, STAGES, Site, Sites
 from mlops_assets_tests.faults.trials import Trials
-from mlops_assets_tests.faults.warm import Command
+from mlops_assets_tests.warm import Command
 
 WAYS = {
     "two mlops run": (RUN, RUN),

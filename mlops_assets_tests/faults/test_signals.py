@@ -11,7 +11,7 @@ import pytest
 
 from mlops_assets_tests.faults.sites import JOB, RUN, STAGES, Site, Sites
 from mlops_assets_tests.faults.trials import Trials
-from mlops_assets_tests.faults.warm import Command
+from mlops_assets_tests.warm import Command
 
 FORKSERVER = "execution: {config: {forkserver: {max_concurrent: 2}}}"
 

@@ -1,4 +1,4 @@
-"""Commands as processes of their own that need not import anything: for trials by the hundred.
+"""Commands as processes of their own that need not import anything: for many of them.
 
 The process that this module is has imported what `mlops`, `dagster` and the steps need, and forks a
 child for every command that it is asked for, with the environment and the output of that command.
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What was printed, errors included."""
+        """What was printed, errors included unless they have a file."""
         return self._log.read_text(errors="replace")
 
 
@@ -110,11 +111,16 @@ class Warm:
         self._lock = threading.Lock()
 
     def start(
-        self, argv: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        cwd: Path,
+        errors: Path | None = None,
     ) -> Command:
-        """Start `mlops …` or `dagster …`."""
-        asked = {"argv": argv, "environment": {**environment}, "log": str(log), "cwd": str(cwd)}
-        return Command(self, self.ask(asked), log)
+        """Start `mlops …` or `dagster …`; its errors go to the file of its output by default."""
+        files = {"log": str(log), "errors": str(errors or log), "cwd": str(cwd)}
+        return Command(self, self.ask({"argv": argv, "environment": {**environment}, **files}), log)
 
     def ask(self, request: Mapping[str, Any]) -> Any:
         with self._lock:
@@ -124,8 +130,11 @@ class Warm:
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
 
-    def stop(self) -> None:
-        self._process.communicate(timeout=60)
+
+@cache
+def warm() -> Warm:
+    """Return the one of this process, which ends with it."""
+    return Warm()
 
 
 def _serve() -> None:
@@ -143,14 +152,15 @@ def _serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _be(argv: Sequence[str], environment: Mapping[str, str], log: str, cwd: str) -> None:
+def _be(
+    argv: Sequence[str], environment: Mapping[str, str], log: str, errors: str, cwd: str
+) -> None:
     """Become the command, in a child of this process."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for number, path in ((1, log), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
