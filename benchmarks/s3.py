@@ -28,7 +28,7 @@ def s3_servers(folder: Path) -> dict[str, AbstractContextManager[str]]:
     """Return the servers that there are here, the fastest one last; each gives its URL."""
     if given := os.environ.get(ENDPOINT):
         return {_name(given): nullcontext(given)}
-    servers: dict[str, AbstractContextManager[str]] = {MOTO: _moto(folder / "moto.log")}
+    servers: dict[str, AbstractContextManager[str]] = {MOTO: moto(folder / "moto.log")}
     if shutil.which("versitygw"):
         servers["versitygw"] = _versitygw(folder / "versitygw.log")
     return servers
@@ -45,7 +45,8 @@ def _name(endpoint: str) -> str:
 
 
 @contextmanager
-def _moto(log: Path) -> Iterator[str]:
+def moto(log: Path) -> Iterator[str]:
+    """Start moto's server, which writes a line for each request into its log."""
     port = free_port()
     with _running([sys.executable, "-m", "moto.server", "-p", str(port)], port, log) as endpoint:
         urlopen(Request(f"{endpoint}/{BUCKET}", method="PUT")).close()

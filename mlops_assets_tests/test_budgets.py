@@ -10,6 +10,7 @@ grows with the number of pipelines in `test_load`, which processes single steps 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from benchmarks.reuse import BUCKET, ROOT, s3_server
+from benchmarks.reuse import ROOT
+from benchmarks.s3 import BUCKET, moto
 from mlops_assets.code_version import Code
 from mlops_assets.store.artifacts import ArtifactStore
 from mlops_assets.store.champions import Champion, Champions
@@ -180,8 +182,9 @@ def server(
     """URL of an S3-compatible server, and how many requests it has got."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")  # so that it is forgotten afterwards
-    with s3_server(tmp_path / "requests.log") as running:
-        yield running
+    log = tmp_path / "requests.log"
+    with moto(log) as endpoint:
+        yield endpoint, lambda: len(re.findall('"(?:GET|HEAD|PUT|POST) ', log.read_text()))
 
 
 def test_an_operation_asks_a_folder_for_this_much(tmp_path: Path, calls: list[str]) -> None:
