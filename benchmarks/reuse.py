@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -244,14 +244,19 @@ def decide(place: Place, repeats: int, far: float = 0) -> dict[str, Any]:
     """Have all pipelines planned, of which nothing has to run."""
     outside = Outside(ArtifactStore(place.store, place.endpoint), {})
     specs = list(load_pipelines(str(place.pipelines)).valid.values())
-    seconds, cpu = [], []
+    seconds, cpu, bare = [], [], []
     with asking(far) as asked:
         for _ in range(repeats):
             look_again()
+            asked.clear()
             begun, used = time.perf_counter(), time.process_time()
             plans = plan_pipelines(specs, outside, {})
             seconds.append(time.perf_counter() - begun)
             cpu.append(time.process_time() - used)
+            begun = time.perf_counter()
+            with ThreadPoolExecutor(READERS) as pool:
+                list(pool.map(lambda request: request(), asked))
+            bare.append(time.perf_counter() - begun)
     for plan in plans.values():
         if plan.execute or plan.error:
             raise SystemExit(f"not all are hits: {plan}")
@@ -262,26 +267,35 @@ def decide(place: Place, repeats: int, far: float = 0) -> dict[str, Any]:
         "hits": hits,
         "seconds": Spread.of(seconds),
         "cpu": Spread.of(cpu),
-        "requests_per_hit": len(asked) / repeats / hits,
+        "requests_per_hit": len(asked) / hits,
+        "bare": Spread.of(bare) if asked else None,
         "command": Spread.of(cost.wall for cost in costs) if costs else None,
     }
 
 
 @contextmanager
-def asking(far: float) -> Iterator[list[str]]:
-    """Give the requests to object stores that this process makes, and let each take longer."""
-    asked: list[str] = []
+def asking(far: float) -> Iterator[list[Callable[[], Any]]]:
+    """Let requests to object stores take longer, and give those made, to be made again alone."""
+    asked: list[Callable[[], Any]] = []
 
     def listening(name: str) -> AbstractContextManager[object]:
         original = getattr(obstore, name)
 
         def ask(*arguments: Any, **named: Any) -> Any:
-            asked.append(name)
             if far:
                 time.sleep(far)
             return original(*arguments, **named)
 
-        return patch.object(obstore, name, ask)
+        def ask_and_read(*arguments: Any, **named: Any) -> None:
+            answer = ask(*arguments, **named)
+            if name == "get":
+                answer.bytes()
+
+        def listen(*arguments: Any, **named: Any) -> Any:
+            asked.append(partial(ask_and_read, *arguments, **named))
+            return ask(*arguments, **named)
+
+        return patch.object(obstore, name, listen)
 
     with ExitStack() as all_of_them:
         for name in REQUESTS:
@@ -356,6 +370,7 @@ def report(results: dict[str, Any]) -> str:
             f"{one['hits']:,}",
             one["seconds"],
             one["cpu"],
+            one["bare"] or "",
             f"{1000 * one['seconds'].median / one['hits']:.2f}",
             f"{one['requests_per_hit']:.2f}" if one["requests_per_hit"] else "",
             one["command"] or "",
@@ -377,6 +392,7 @@ def report(results: dict[str, Any]) -> str:
                     "hits",
                     "deciding s",
                     "CPU s",
+                    "the same requests alone s",
                     "ms per hit",
                     "requests per hit",
                     "`mlops plan` s",
