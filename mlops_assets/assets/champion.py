@@ -96,9 +96,14 @@ def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
         current, decision = promote_if_better(
             spec, store.artifacts, model, test, metrics, run_id=context.run.run_id
         )
-        held = current and _held(spec, store.artifacts, current, decision)
+        is_champion = current is not None and current.version == model.version
+        refused = None if is_champion else decision.reason
         context.log.info(decision.reason)
         numbers, figures = _numbers(decision), _figures(decision)
+        # the latest materialisation is to be the latest champion: another run may have promoted
+        # while this was drawn, and MLflow is waited for later
+        current = Champions(store.artifacts, spec.name).current()
+        held = current and _held(spec, store.artifacts, current, decision)
         facts: dict[str, Any] = {"reason": decision.reason, **numbers}
         if figures:
             facts["comparison"] = MetadataValue.md(as_markdown(figures))
@@ -109,7 +114,6 @@ def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                 "promoted_by": current.by,
                 "promoted_by_run": current.run_id,
             }
-            # before MLflow is waited for, so that the latest materialisation is the latest champion
             yield Output(held, metadata=facts)
         with tracking.trained(context.log, spec.name, model.version) as run:
             run.log(
@@ -117,8 +121,6 @@ def build_champion(spec: PipelineSpec, stage: Stage) -> AssetsDefinition:
                 tags={"mlops.promotion": decision.reason},
                 figures=figures,
             )
-            is_champion = current is not None and current.version == model.version
-            refused = None if is_champion else decision.reason
             registered(run, spec, store.artifacts, [model, *([held] if held else [])], refused)
         yield AssetCheckResult(
             check_name=EXISTS,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from dagster import AssetKey, AssetMaterialization, ExecuteInProcessResult, materialize
 
+from mlops_assets.assets import champion
 from mlops_assets.assets.champion import EXISTS
 from mlops_assets.store.champions import Champions
 from mlops_assets.store.io_manager import StoreIOManager
@@ -157,6 +158,30 @@ def test_a_worse_model_is_kept_and_does_not_become_champion(customers: Project) 
     (check,) = second.get_asset_check_evaluations()[-1:]
     assert check.check_name == EXISTS
     assert check.metadata["difference"].value == facts["difference"]
+
+
+def test_a_champion_that_another_run_promotes_meanwhile_is_the_one_that_is_recorded(
+    customers: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = customers.train("customers")
+    customers.add("customers", CUSTOMERS.replace("500", "400"))
+    champions = Champions(customers.store, "customers")
+    draw = champion._figures
+
+    def promote_the_first_again(decision: Any) -> Any:
+        """What another run does while this one draws the comparison that has promoted its model."""
+        current = champions.current()
+        facts = {"metrics": {}, "reason": "", "run_id": "other", "at": champion.now()}
+        champions.promote(version(first, "customers/model"), expected=current, **facts)
+        return draw(decision)
+
+    monkeypatch.setattr(champion, "_figures", promote_the_first_again)
+    second = customers.train("customers")
+
+    assert [one.run_id for one in champions.history()] == [first.run_id, second.run_id, "other"]
+    facts = metadata(second, "customers/champion")
+    assert version(second, "customers/champion") == version(first, "customers/model")
+    assert (facts["promotion"], facts["promoted_by_run"]) == (3, "other")
 
 
 @pytest.mark.parametrize("least", [0.0, 0.001])
