@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from mlops_assets_tests.servers import free_port, wait_for
+from mlops_assets_tests.servers import free_port, moto_server, running
 
 BUCKET = "benchmark"
 ENDPOINT = "MLOPS_TEST_S3_ENDPOINT_URL"
 MOTO = "moto"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 
 
 def s3_servers(folder: Path) -> dict[str, AbstractContextManager[str]]:
@@ -47,8 +46,8 @@ def _name(endpoint: str) -> str:
 @contextmanager
 def moto(log: Path) -> Iterator[str]:
     """Start moto's server, which writes a line for each request into its log."""
-    port = free_port()
-    with _running([sys.executable, "-m", "moto.server", "-p", str(port)], port, log) as endpoint:
+    os.environ |= CREDENTIALS
+    with moto_server(log) as endpoint:
         urlopen(Request(f"{endpoint}/{BUCKET}", method="PUT")).close()
         yield endpoint
 
@@ -56,23 +55,11 @@ def moto(log: Path) -> Iterator[str]:
 @contextmanager
 def _versitygw(log: Path) -> Iterator[str]:
     """Start a gateway, in Go, to a folder: each folder in it is a bucket."""
+    os.environ |= CREDENTIALS
     buckets = log.with_name("buckets")
     (buckets / BUCKET).mkdir(parents=True)
     port = free_port()
-    command = ["versitygw", "--quiet", "--port", f"127.0.0.1:{port}", "posix", str(buckets)]
-    with _running(command, port, log) as endpoint:
+    command = ["versitygw", "--quiet", "--port", f"127.0.0.1:{port}"]
+    command += ["--access", "testing", "--secret", "testing", "posix", str(buckets)]
+    with running(command, port, log) as endpoint:
         yield endpoint
-
-
-@contextmanager
-def _running(command: list[str], port: int, log: Path) -> Iterator[str]:
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    root = {"ROOT_ACCESS_KEY": "testing", "ROOT_SECRET_KEY": "testing"}  # versitygw's
-    with log.open("w") as file:
-        server = subprocess.Popen(command, env={**os.environ, **root}, stdout=file, stderr=file)
-        try:
-            wait_for(port)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait()

@@ -49,6 +49,27 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
+def running(command: list[str], port: int, log: str | Path = os.devnull) -> Iterator[str]:
+    """Run a server until it listens on a port of 127.0.0.1, and for the block; gives its URL."""
+    with open(log, "w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file)
+        try:
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@contextmanager
+def moto_server(log: str | Path = os.devnull) -> Iterator[str]:
+    """Start moto's S3-compatible server, with a line for each request in its log; gives its URL."""
+    port = free_port()
+    with running([sys.executable, "-m", "moto.server", "-p", str(port)], port, log) as endpoint:
+        yield endpoint
+
+
+@contextmanager
 def mlflow_server(backend: str, artifacts: Path, port: int | None = None) -> Iterator[int]:
     """Start an MLflow server on a database; gives its port on 127.0.0.1."""
     port = port or free_port()

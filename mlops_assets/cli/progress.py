@@ -62,7 +62,7 @@ class ProgressHandler(logging.Handler):
         """
         try:
             self._emit(record)
-        except Exception:
+        except Exception:  # told on stderr and not raised, as `logging`'s own handlers do
             self.handleError(record)
 
     def _emit(self, record: logging.LogRecord) -> None:

@@ -21,12 +21,16 @@ from mlops_assets_tests.warm import warm
 MLOPS = str(Path(sys.executable).with_name("mlops"))
 
 
-def start(project: Project, *command: str) -> subprocess.Popen[str]:
+def environment(project: Project) -> dict[str, str]:
     home = project.folder / "dagster"
     home.mkdir(exist_ok=True)
+    return project.environment(home)
+
+
+def start(project: Project, *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
-        env=project.environment(home),
+        env=environment(project),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,12 +45,10 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 def mlops(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `mlops …` to its end, in a process that need not import anything."""
-    home = project.folder / "dagster"
-    home.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         command = warm().start(
-            ["mlops", *arguments], project.environment(home), out, project.folder, err
+            ["mlops", *arguments], environment(project), out, project.folder, err
         )
         code = command.wait()
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())

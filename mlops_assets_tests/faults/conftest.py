@@ -9,7 +9,6 @@ import pytest
 
 from mlops_assets_tests.faults.sites import Sites
 from mlops_assets_tests.faults.trials import Trials
-from mlops_assets_tests.warm import warm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +24,6 @@ def trials(record_property: Callable[[str, object], None]) -> Trials:
 
 @pytest.fixture(scope="session")
 def sites(_empty_tracking_database: Path) -> Iterator[Sites]:
-    made = Sites(warm(), _empty_tracking_database)
+    made = Sites(_empty_tracking_database)
     yield made
     made.delete()

@@ -24,7 +24,7 @@ from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus
 
 from mlops_assets.store.layout import parse_object_path
 from mlops_assets_tests.conftest import CUSTOMERS, write_customers
-from mlops_assets_tests.warm import Command, Warm
+from mlops_assets_tests.warm import Command, warm
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = "customers"
@@ -38,7 +38,6 @@ class Site:
     """A project in a folder, with a Dagster instance, a store and an MLflow database of its own."""
 
     folder: Path
-    warm: Warm
     variables: dict[str, str] = field(default_factory=dict)
     _logs: int = 0
 
@@ -66,7 +65,7 @@ class Site:
         """Start `mlops …` or `dagster …` on this project."""
         self._logs += 1
         log = self.folder / f"output-{self._logs}.log"
-        return self.warm.start(argv, self.environment | variables, log, ROOT)
+        return warm().start(argv, self.environment | variables, log, ROOT)
 
     def edit(self, rows: int) -> None:
         """Change the data, so that every stage has to be computed again."""
@@ -229,14 +228,13 @@ class Tracked:
 class Sites:
     """Copies of a project that was trained once, on a file system in memory if there is one."""
 
-    def __init__(self, warm: Warm, tracking_database: Path) -> None:
+    def __init__(self, tracking_database: Path) -> None:
         memory = Path("/dev/shm")
         self._folder = Path(
             tempfile.mkdtemp(prefix="faults-", dir=memory if os.access(memory, os.W_OK) else None)
         )
-        self._warm, self._tracking = warm, tracking_database
         self._copies = 0
-        template = Site(self._folder / "template", warm)
+        template = Site(self._folder / "template")
         self._template = template
         (template.folder / "pipelines").mkdir(parents=True)
         template.home.mkdir()
@@ -260,7 +258,7 @@ class Sites:
     def copy(self) -> Iterator[Site]:
         """Give a copy, which is deleted unless the trial fails."""
         self._copies += 1
-        site = Site(self._folder / f"trial-{self._copies}", self._warm)
+        site = Site(self._folder / f"trial-{self._copies}")
         shutil.copytree(self._template.folder, site.folder)
         yield site
         shutil.rmtree(site.folder, ignore_errors=True)

@@ -7,8 +7,6 @@ of the environment; without it moto's server is started on a free port.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 
 from mlops_assets.store import ArtifactStore
-from mlops_assets_tests.servers import free_port, wait_for
+from mlops_assets_tests.servers import moto_server
 
 BUCKET = "mlops-assets-tests"
 # Read at import: other fixtures clear the environment.
@@ -33,16 +31,9 @@ def s3_server() -> Iterator[str]:
         make_bucket(GIVEN_ENDPOINT)
         yield GIVEN_ENDPOINT
         return
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port)
-        make_bucket(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
+    with moto_server() as endpoint:
+        make_bucket(endpoint)
+        yield endpoint
 
 
 @pytest.fixture
